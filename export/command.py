@@ -1,0 +1,261 @@
+"""``wnlb export``: checkpoint to one static, verified ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from wnlb.export.options import ExportOptions
+from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES
+from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.files import sha256_of
+from wnlb.runtime.table import human_bytes, table
+
+if TYPE_CHECKING:
+    from wnlb.export.attention import AttentionPlan
+    from wnlb.export.export_onnx import ExportReport
+    from wnlb.export.model import ModelConfig
+
+_DESCRIPTION = """\
+Read a checkpoint (.pth or .safetensors) of a torchvision Mask R-CNN, with or without weighted non-local blocks,
+and write one static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
+
+The file is compared with the eager model on three inputs before it appears; where anything differs, no file is
+written and the exit code is 1.
+
+  wnlb export checkpoint.pth -o model.onnx --size 416x608
+  wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest   # LIS
+  wnlb export checkpoint.pth -o model.onnx --size 800x1344 --attention-memory 1GiB
+  wnlb export checkpoint.pth -o model.onnx --size 320x320 --set mode=dot --set norm_eps=0
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = _DESCRIPTION
+    defaults = {field.name: field.default for field in dataclasses.fields(ExportOptions)}
+    parser.add_argument("checkpoint", type=Path, help="weights, as torch.save or safetensors wrote them")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
+    parser.add_argument(
+        "--size", required=True, metavar="HxW", help="input size in pixels, multiples of 32, e.g. 416x608"
+    )
+    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, without background")
+    parser.add_argument("--precision", choices=("fp32",), default="fp32", help="of the file (default: fp32)")
+
+    graph = parser.add_argument_group("graph")
+    graph.add_argument("--batch", type=int, default=defaults["batch"], help="frames per run (default: 1)")
+    graph.add_argument(
+        "--masks",
+        choices=MASKS,
+        default=defaults["masks"],
+        help="box: 28x28 probabilities in each box; none: boxes only, faster (default: box)",
+    )
+    graph.add_argument("--detections", type=int, metavar="N", help="rows of the outputs (default: the model's, 100)")
+    graph.add_argument("--score-threshold", type=float, metavar="S", help="default: the model's, 0.05")
+    graph.add_argument("--nms-threshold", type=float, metavar="IOU", help="default: the model's, 0.5")
+    graph.add_argument(
+        "--pre-nms", type=int, metavar="N", help="anchors per level that enter NMS (default: the model's, 1000)"
+    )
+    graph.add_argument("--post-nms", type=int, metavar="N", help="proposals (default: the model's, 1000)")
+    graph.add_argument(
+        "--candidates",
+        type=int,
+        default=defaults["candidates"],
+        metavar="N",
+        help="(proposal, class) pairs that enter the last NMS (default: %(default)s)",
+    )
+    graph.add_argument(
+        "--nms-rounds",
+        type=int,
+        default=defaults["nms_rounds"],
+        metavar="N",
+        help="longest chain of overlapping boxes that NMS resolves (default: %(default)s)",
+    )
+    graph.add_argument(
+        "--attention-memory",
+        default="256MiB",
+        metavar="SIZE",
+        help="most that a piece of an attention matrix may take (default: %(default)s)",
+    )
+
+    frames = parser.add_argument_group("frames")
+    frames.add_argument(
+        "--resize",
+        choices=RESIZES,
+        default=defaults["resize"],
+        help="fit: keep the aspect ratio and pad; stretch (default: fit)",
+    )
+    frames.add_argument(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        default=defaults["interpolation"],
+        help="nearest keeps sensor noise as it was in training on LIS (default: bilinear)",
+    )
+
+    reading = parser.add_argument_group("reading the checkpoint")
+    reading.add_argument(
+        "--key-map",
+        type=Path,
+        metavar="FILE",
+        help="lines 'regular expression => replacement' for the names of weights; an empty replacement drops them",
+    )
+    reading.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="a field of ModelConfig that the weights do not tell: mode=dot, norm_eps=0, aspect_ratios=[0.5,1,2]",
+    )
+    parser.add_argument("--json", action="store_true", help="print plan and verification as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    overrides = dict(_override(text) for text in arguments.overrides)
+    names = _class_names(arguments.classes) if arguments.classes else ()
+    if not arguments.output.parent.is_dir():
+        raise WnlbError(f"folder {arguments.output.parent} does not exist; create it or choose another output")
+    bar = tqdm(total=None, file=sys.stderr, disable=arguments.json, leave=False, bar_format="{desc} [{elapsed}]")
+    with bar:
+        bar.set_description_str("load PyTorch")
+        from wnlb.export.checkpoint import load_checkpoint
+        from wnlb.export.export_onnx import STEPS, export_onnx
+
+        bar.set_description_str(f"read {arguments.checkpoint.name}")
+        model, config = load_checkpoint(arguments.checkpoint, key_map=arguments.key_map, overrides=overrides)
+
+        def on_plan(plans: list[AttentionPlan]) -> None:
+            if not arguments.json:
+                bar.write(_plan_text(arguments.checkpoint, config, plans, options), file=sys.stdout)
+
+        report = export_onnx(
+            model,
+            arguments.output,
+            options,
+            class_names=names or config.class_names or _coco_names(config.num_classes),
+            checkpoint_sha256=sha256_of(arguments.checkpoint),
+            on_plan=on_plan,
+            on_step=lambda step: bar.set_description_str(f"step {STEPS.index(step) + 1} of {len(STEPS)}: {step}"),
+        )
+    size = arguments.output.stat().st_size
+    if arguments.json:
+        print(json.dumps(_json(report, arguments.output, size), indent=2))
+    else:
+        print(_verification_text(report))
+        print(f"\nwrote {arguments.output}, {human_bytes(size)}")
+    return 0
+
+
+def _options(arguments: argparse.Namespace) -> ExportOptions:
+    size = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
+    if not size:
+        raise WnlbError(f"size is {arguments.size!r}; expected HEIGHTxWIDTH in pixels, e.g. 416x608")
+    return ExportOptions(
+        height=int(size[1]),
+        width=int(size[2]),
+        batch=arguments.batch,
+        pre_nms_top_n=arguments.pre_nms,
+        post_nms_top_n=arguments.post_nms,
+        detections=arguments.detections,
+        score_threshold=arguments.score_threshold,
+        nms_threshold=arguments.nms_threshold,
+        candidates=arguments.candidates,
+        nms_rounds=arguments.nms_rounds,
+        masks=arguments.masks,
+        attention_memory=_bytes(arguments.attention_memory),
+        resize=arguments.resize,
+        interpolation=arguments.interpolation,
+    )
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)?", text, re.IGNORECASE)
+    if not found:
+        raise WnlbError(f"attention memory is {text!r}; expected a size such as 256MiB or 1GiB")
+    return int(float(found[1]) * 1024 ** ["", "kib", "mib", "gib"].index((found[2] or "").lower()))
+
+
+def _override(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise WnlbError(f"--set got {text!r}; expected NAME=VALUE")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value.strip()
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    try:
+        names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise WnlbError(f"class names {path} cannot be read: {error}") from error
+    if not names:
+        raise WnlbError(f"class names {path} is empty; expected one name a line")
+    return names
+
+
+def _coco_names(num_classes: int) -> tuple[str, ...]:
+    """COCO's names where the count is that of torchvision's COCO models."""
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+
+    names = tuple(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:])
+    return names if len(names) == num_classes - 1 else ()
+
+
+def _plan_text(checkpoint: Path, config: ModelConfig, plans: list[AttentionPlan], options: ExportOptions) -> str:
+    kind = f"{config.mode} blocks {config.placement}" if plans else "no blocks"
+    network = f"{config.backbone}, {config.num_classes - 1} classes, {kind}"
+    header = f"{checkpoint.name}: {network}; input {options.height}x{options.width}"
+    if not plans:
+        return header + "\n"
+    rows = [
+        (
+            plan.level,
+            plan.form,
+            plan.positions,
+            plan.inner_channels,
+            f"{plan.flops / 1e9:.2f}",
+            human_bytes(plan.matrix_bytes),
+            plan.chunks,
+            human_bytes(plan.chunk_bytes),
+        )
+        for plan in plans
+    ]
+    columns = ("level", "form", "N", "d", "GFLOP", "N x N matrix", "chunks", "held at once")
+    return f"{header}\n\n{table(columns, rows)}\n"
+
+
+def _verification_text(report: ExportReport) -> str:
+    rounds = report.contract.nms_rounds
+    rows = [
+        (
+            case.name,
+            case.detections,
+            f"{case.box_error:.1e}",
+            f"{case.score_error:.1e}",
+            f"{case.mask_error:.1e}",
+            f"{max(case.chains.values())} of {rounds}",
+        )
+        for case in report.cases
+    ]
+    columns = ("verified on", "detections", "boxes px", "scores", "masks", "NMS rounds")
+    return "same detections as the eager model; largest differences:\n\n" + table(columns, rows)
+
+
+def _json(report: ExportReport, output: Path, size: int) -> dict[str, Any]:
+    return {
+        "file": str(output),
+        "bytes": size,
+        "sha256": sha256_of(output),
+        "contract": json.loads(report.contract.to_json()),
+        "plan": [{**dataclasses.asdict(plan), "positions": plan.positions} for plan in report.plans],
+        "verification": [dataclasses.asdict(case) for case in report.cases],
+    }

@@ -1,0 +1,229 @@
+"""The static graph: a torchvision Mask R-CNN without one data-dependent shape.
+
+It computes what the eager model computes in evaluation mode, for inputs of one fixed size. Nothing is
+filtered out: rows that the eager model would drop are masked and sorted to the end.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import FrozenBatchNorm2d
+
+from wnlb.export.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
+from wnlb.export.model import blocks_by_level
+from wnlb.export.options import ExportOptions
+from wnlb.export.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, decode_boxes, large_enough
+from wnlb.runtime.errors import GraphError
+
+_MIN_DETECTION_SIDE = 1e-2  # px: torchvision's RoIHeads.postprocess_detections drops thinner boxes
+
+
+class DeployGraph(nn.Module):
+    """``image`` uint8 ``[N, H, W, 3]`` to boxes, scores, labels, masks, count (see ``wnlb.runtime.contract``).
+
+    ``model`` is left as it is; ``plans`` says what became of each block.
+    """
+
+    def __init__(self, model: MaskRCNN, options: ExportOptions) -> None:
+        super().__init__()
+        model = copy.deepcopy(model).eval().float().requires_grad_(False)
+        height, width = options.height, options.width
+        self.plans = plan_blocks(model, options)
+        for plan, (_, path, block) in zip(self.plans, list(blocks_by_level(model)), strict=True):
+            deployed = nn.Identity() if plan.form == "removed" else DeployedBlock(block, plan)
+            model.set_submodule(path, deployed)
+        _fold_batch_norms(model.backbone)
+        shapes = _pyramid_shapes(model, height, width)
+        std = torch.tensor(model.transform.image_std)
+        mean = torch.tensor(model.transform.image_mean)
+        self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1), persistent=False)
+        self.body, self.fpn = model.backbone.body, model.backbone.fpn
+        self.rpn = ProposalStage(model, shapes, height, width, options.nms_rounds)
+        self.detect = DetectionStage(model, shapes, options)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        x = image.float().permute(0, 3, 1, 2) * self.scale + self.shift
+        levels = list(self.fpn(self.body(x)).values())  # P2 ... P6
+        proposals, valid = self.rpn(levels)
+        return self.detect(levels[:4], proposals, valid)
+
+
+class ProposalStage(nn.Module):
+    """Region proposal network, from the pyramid to ``[N, R, 4]`` proposals and which of them are real."""
+
+    def __init__(
+        self, model: MaskRCNN, shapes: list[tuple[int, int]], height: int, width: int, nms_rounds: int
+    ) -> None:
+        super().__init__()
+        rpn = model.rpn
+        if rpn.score_thresh != 0.0:
+            raise GraphError(f"the RPN has a score threshold of {rpn.score_thresh}; expected 0, torchvision's default")
+        self.head, self.min_side, self.post_nms_top_n = rpn.head, rpn.min_size, rpn.post_nms_top_n()
+        self.weights, self.max_log_scale = rpn.box_coder.weights, rpn.box_coder.bbox_xform_clip
+        self.nms = StaticNMS(rpn.nms_thresh, nms_rounds)
+        per_position = rpn.anchor_generator.num_anchors_per_location()
+        images = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
+        anchors = rpn.anchor_generator(images, [torch.zeros(1, 1, *shape) for shape in shapes])[0]
+        counts = [h * w * n for (h, w), n in zip(shapes, per_position, strict=True)]
+        self.counts = [min(count, rpn.pre_nms_top_n()) for count in counts]
+        for i, level in enumerate(anchors.split(counts)):
+            self.register_buffer(f"anchors{i}", level.contiguous(), persistent=False)
+        self.register_buffer("limit", torch.tensor([width, height] * 2, dtype=torch.float32), persistent=False)
+
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        boxes, scores, valid = self.ranked(levels)
+        keep = self.nms(boxes.flatten(0, 1), valid.flatten(0, 1)).reshape(valid.shape)
+        best, index = (scores * keep).flatten(1).topk(min(self.post_nms_top_n, sum(self.counts)), 1)
+        return _take_rows(boxes.flatten(1, 2), index), best > 0
+
+    def ranked(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What enters NMS: boxes ``[N, L, K, 4]``, scores and validity (0 or 1) ``[N, L, K]``, L levels, best first."""
+        boxes, scores = [], []
+        widest = max(self.counts)
+        for i, (logits, deltas) in enumerate(zip(*self.head(levels), strict=True)):
+            level_boxes, level_scores = self._level(logits, deltas, getattr(self, f"anchors{i}"), self.counts[i])
+            missing = widest - self.counts[i]
+            boxes.append(F.pad(level_boxes, (0, 0, 0, missing)))
+            scores.append(F.pad(level_scores, (0, missing)))
+        all_boxes, all_scores = torch.stack(boxes, 1), torch.stack(scores, 1)
+        return all_boxes, all_scores, (large_enough(all_boxes, self.min_side) & (all_scores > 0)).float()
+
+    def _level(self, logits: Tensor, deltas: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The ``count`` best anchors of one level, decoded and clipped, with their probabilities."""
+        batch = logits.shape[0]
+        logits = logits.permute(0, 2, 3, 1).flatten(1)  # [N, H*W*A]
+        deltas = deltas.reshape(batch, -1, 4, *deltas.shape[2:]).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
+        best, index = logits.topk(count, 1)
+        boxes = decode_boxes(_take_rows(deltas, index), F.embedding(index, anchors), self.weights, self.max_log_scale)
+        return torch.minimum(boxes.clamp(min=0), self.limit), best.sigmoid()
+
+
+class DetectionStage(nn.Module):
+    """Box and mask heads, from the pyramid and its proposals to the outputs of the contract."""
+
+    def __init__(self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions) -> None:
+        super().__init__()
+        heads = model.roi_heads
+        self.layout = AtlasLayout(tuple(shapes[:4]))
+        scales = [shape[0] / options.height for shape in shapes[:4]]
+        self.box_pool = _atlas_roi_align(heads.box_roi_pool, self.layout, scales)
+        self.box_head, self.box_predictor = heads.box_head, heads.box_predictor
+        self.weights, self.max_log_scale = heads.box_coder.weights, heads.box_coder.bbox_xform_clip
+        # A buffer, so that the file holds it under this name: it can be changed there.
+        self.register_buffer("score_threshold", torch.tensor(heads.score_thresh, dtype=torch.float32), persistent=False)
+        self.candidates, self.detections = options.candidates, heads.detections_per_img
+        self.nms = StaticNMS(heads.nms_thresh, options.nms_rounds)
+        limit = torch.tensor([options.width, options.height] * 2, dtype=torch.float32)
+        self.register_buffer("limit", limit, persistent=False)
+        self.with_masks = options.masks == "box"
+        if self.with_masks:
+            self.mask_pool = _atlas_roi_align(heads.mask_roi_pool, self.layout, scales)
+            self.mask_head = heads.mask_head
+            self.mask_cells = _transposed_as_cells(heads.mask_predictor.conv5_mask)
+            projection = heads.mask_predictor.mask_fcn_logits
+            self.register_buffer("mask_weight", projection.weight.detach().flatten(1), persistent=False)
+            self.register_buffer("mask_bias", projection.bias.detach().unsqueeze(1), persistent=False)
+
+    def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+        atlas = self.layout.build(levels)
+        boxes, scores, labels, real = self.ranked(atlas, proposals, valid)
+        kept_scores = scores * self.nms(boxes, real, labels)
+        scores, index = kept_scores.topk(min(self.detections, boxes.shape[1]), 1)
+        missing = self.detections - index.shape[1]
+        scores, index = (F.pad(t, (0, missing)) for t in (scores, index)) if missing else (scores, index)
+        found = scores > 0
+        boxes = _take_rows(boxes, index) * found.unsqueeze(-1)
+        labels = labels.gather(1, index) * found
+        outputs = [boxes, scores, labels.int()]
+        if self.with_masks:
+            outputs.append(self._masks(atlas, boxes, labels) * found[:, :, None, None])
+        return (*outputs, found.sum(1).int())
+
+    def ranked(self, atlas: Tensor, proposals: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What enters NMS, the K best (proposal, class) pairs: boxes ``[N, K, 4]``, scores, labels, validity."""
+        batch, rois = proposals.shape[:2]
+        logits, deltas = self.box_predictor(self.box_head(self.box_pool(atlas, proposals)))
+        classes = logits.shape[1]
+        scores = logits.softmax(1).reshape(batch, rois, classes)[..., 1:] * valid.unsqueeze(-1)
+        best, index = scores.flatten(1).topk(min(self.candidates, rois * (classes - 1)), 1)
+        row = index // (classes - 1)
+        label = index - row * (classes - 1) + 1
+        deltas = _take_rows(deltas.reshape(batch, rois * classes, 4), row * classes + label)
+        boxes = decode_boxes(deltas, _take_rows(proposals, row), self.weights, self.max_log_scale)
+        boxes = torch.minimum(boxes.clamp(min=0), self.limit)
+        real = (best > self.score_threshold) & large_enough(boxes, _MIN_DETECTION_SIDE)
+        return boxes, best, label, real.float()
+
+    def _masks(self, atlas: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Probabilities ``[N, D, 28, 28]`` of each box's own class; the other classes are not computed.
+
+        ``conv5_mask``, a transposed convolution with stride 2 and kernel 2, is four 1 x 1 convolutions, one for each
+        pixel of a 2 x 2 cell. The cells are laid out after the last projection, when one channel is left.
+        """
+        x = torch.relu(self.mask_cells(self.mask_head(self.mask_pool(atlas, boxes))))  # [N*D, 4*c, h, w]
+        rows, height, width = x.shape[0], *x.shape[2:]
+        own = labels.flatten()
+        weight = F.embedding(own, self.mask_weight).unsqueeze(1)  # [N*D, 1, c]
+        cells = x.reshape(rows, 4, -1, height * width)
+        logits = weight.unsqueeze(1) @ cells + F.embedding(own, self.mask_bias).unsqueeze(-1).unsqueeze(-1)
+        logits = logits.reshape(rows, 2, 2, height, width).permute(0, 3, 1, 4, 2)
+        return logits.sigmoid().reshape(*labels.shape, 2 * height, 2 * width)
+
+
+def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
+    """What each block will cost at the size of ``options``, in the order of the network."""
+    plans = []
+    for level, _, block in blocks_by_level(model):
+        stride = 2 ** int(level[1])
+        height, width = options.height // stride, options.width // stride
+        plans.append(plan_attention(level, block, height, width, options.batch, options.attention_memory))
+    return plans
+
+
+def _atlas_roi_align(pool: nn.Module, layout: AtlasLayout, scales: list[float]) -> AtlasRoIAlign:
+    if pool.featmap_names != ["0", "1", "2", "3"] or pool.sampling_ratio < 1 or len(set(pool.output_size)) != 1:
+        raise GraphError(
+            f"RoI pooling is {pool}; expected MultiScaleRoIAlign over the maps 0, 1, 2, 3 with a square output "
+            "and a fixed sampling ratio"
+        )
+    side = pool.output_size[0]
+    return AtlasRoIAlign(layout, scales, side, pool.sampling_ratio, pool.canonical_scale, pool.canonical_level)
+
+
+def _transposed_as_cells(conv: nn.ConvTranspose2d) -> nn.Conv2d:
+    """``ConvTranspose2d(c_in, c, 2, 2)`` as a 1 x 1 convolution to 4*c channels, in the order (dy, dx, c)."""
+    if conv.kernel_size != (2, 2) or conv.stride != (2, 2) or conv.padding != (0, 0):
+        raise GraphError(f"the mask predictor upsamples by {conv}; expected kernel 2, stride 2, no padding")
+    cells = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 1)
+    cells.weight.data = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.in_channels, 1, 1).clone()
+    cells.bias.data = conv.bias.repeat(4)
+    return cells.requires_grad_(False)
+
+
+def _pyramid_shapes(model: MaskRCNN, height: int, width: int) -> list[tuple[int, int]]:
+    shapes = [(height // stride, width // stride) for stride in (4, 8, 16, 32)]
+    return [*shapes, ((shapes[3][0] + 1) // 2, (shapes[3][1] + 1) // 2)]
+
+
+def _take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows [N, M, 4]`` and ``index [N, K]`` to ``[N, K, 4]``."""
+    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[2]))
+
+
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Fold each batch norm that directly follows a convolution among its parent's children, in place."""
+    children = list(module.named_children())
+    for (name, child), (next_name, following) in pairwise(children):
+        if isinstance(child, nn.Conv2d) and isinstance(following, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            setattr(module, name, fold_batch_norm(child, following))
+            setattr(module, next_name, nn.Identity())
+    for _, child in children:
+        _fold_batch_norms(child)

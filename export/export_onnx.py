@@ -1,0 +1,164 @@
+"""From an eager Mask R-CNN to one verified ONNX file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torchvision.models.detection import MaskRCNN
+
+from wnlb.export.attention import AttentionPlan
+from wnlb.export.deploy import DeployGraph
+from wnlb.export.lint import lint
+from wnlb.export.options import ExportOptions
+from wnlb.export.passes import name_by_module, set_metadata
+from wnlb.export.verify import CaseReport, verify
+from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.errors import GraphError
+from wnlb.runtime.files import atomic_path
+
+OPSET = 18
+STEPS = ("fold", "trace", "lint", "verify: noise", "verify: dark scene", "verify: nothing to detect")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how it compared with the eager model."""
+
+    contract: Contract
+    plans: list[AttentionPlan]
+    cases: list[CaseReport]
+
+
+def export_onnx(
+    model: MaskRCNN,
+    path: Path | str,
+    options: ExportOptions,
+    *,
+    class_names: tuple[str, ...] = (),
+    checkpoint_sha256: str = "",
+    on_plan: Callable[[list[AttentionPlan]], None] = lambda plans: None,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> ExportReport:
+    """Write ``model`` as one static ONNX file, verified against ``model`` itself.
+
+    Args:
+        model: a torchvision ``MaskRCNN`` with FPN. Counts and thresholds of ``options`` are set on it.
+        path: the file to write. It appears only when everything has held.
+        class_names: one for each class but the background; ``class 1`` ... where there are none.
+        checkpoint_sha256: origin, for the contract.
+        on_plan: called with the attention plans before anything is built.
+        on_step: called with each of ``STEPS`` as it begins.
+
+    Raises:
+        GraphError: the graph breaks a rule, see ``wnlb.export.lint``.
+        VerificationError: the file computes something else than the model.
+    """
+    configure(model, options)
+    on_step("fold")
+    graph = DeployGraph(model, options)
+    on_plan(graph.plans)
+    contract = make_contract(model, graph, options, class_names, checkpoint_sha256)
+    on_step("trace")
+    file = trace(graph, contract)
+    name_by_module(file)
+    set_metadata(file, {METADATA_KEY: contract.to_json()})
+    on_step("lint")
+    lint(file, contract)
+    with atomic_path(path) as temporary:
+        onnx.save(file, temporary)
+        cases = verify(temporary, model, graph, lambda name: on_step(f"verify: {name}"))
+    return ExportReport(contract, graph.plans, cases)
+
+
+def configure(model: MaskRCNN, options: ExportOptions) -> None:
+    """Give the eager model the counts and thresholds of ``options``, and evaluation mode."""
+    model.eval().float()
+    for name, attribute in (("pre_nms_top_n", "_pre_nms_top_n"), ("post_nms_top_n", "_post_nms_top_n")):
+        if (count := getattr(options, name)) is not None:
+            getattr(model.rpn, attribute)["testing"] = count
+    for name, attribute in (
+        ("detections", "detections_per_img"),
+        ("score_threshold", "score_thresh"),
+        ("nms_threshold", "nms_thresh"),
+    ):
+        if (value := getattr(options, name)) is not None:
+            setattr(model.roi_heads, attribute, value)
+
+
+def make_contract(
+    model: MaskRCNN,
+    graph: DeployGraph,
+    options: ExportOptions,
+    class_names: tuple[str, ...],
+    checkpoint_sha256: str,
+) -> Contract:
+    """The contract of a graph. Raises GraphError where the number of class names does not fit."""
+    classes = graph.detect.box_predictor.cls_score.out_features - 1
+    names = class_names or tuple(f"class {i + 1}" for i in range(classes))
+    if len(names) != classes:
+        raise GraphError(f"{len(names)} class names for {classes} classes; expected one for each but the background")
+    mean, std = model.transform.image_mean, model.transform.image_std
+    return Contract(
+        batch=options.batch,
+        height=options.height,
+        width=options.width,
+        class_names=names,
+        detections=graph.detect.detections,
+        score_threshold=model.roi_heads.score_thresh,
+        nms_threshold=model.roi_heads.nms_thresh,
+        rpn_nms_threshold=model.rpn.nms_thresh,
+        pre_nms_top_n=model.rpn.pre_nms_top_n(),
+        post_nms_top_n=model.rpn.post_nms_top_n(),
+        candidates=options.candidates,
+        nms_rounds=options.nms_rounds,
+        resize=options.resize,
+        interpolation=options.interpolation,
+        # torchvision pads with zeros after normalising: with the mean, before it.
+        pad_rgb=tuple(round(255 * value) for value in mean),
+        mean=tuple(mean),
+        std=tuple(std),
+        masks=options.masks,
+        attention={plan.level: f"{plan.mode}/{plan.form}" for plan in graph.plans},
+        opset=OPSET,
+        tool_version=importlib.metadata.version("wnlb-deploy"),
+        checkpoint_sha256=checkpoint_sha256,
+    )
+
+
+def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
+    """``graph`` as ONNX, as PyTorch's exporter writes it; what it prints is kept for the error."""
+    example = torch.zeros(contract.input_shape, dtype=torch.uint8)
+    said = io.StringIO()
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                input_names=[contract.input_name],
+                output_names=list(contract.output_shapes),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise GraphError(
+            f"PyTorch {torch.__version__} cannot trace this model: {reason}; "
+            "expected a torchvision Mask R-CNN with FPN (torch 2.9 or later is known to trace it)"
+        ) from error
+    finally:
+        logger.setLevel(level)
+    return program.model_proto

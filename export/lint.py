@@ -1,0 +1,106 @@
+"""The rules that every exported file keeps; they are what makes it run everywhere."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from wnlb.export.options import MAX_TOP_K
+from wnlb.runtime.contract import Contract
+from wnlb.runtime.errors import GraphError
+
+OPERATORS = frozenset(
+    "Add And Cast Clip Concat Conv Div Equal Exp Expand Gather GatherElements Gemm Greater GreaterOrEqual GridSample "
+    "Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu Reshape Resize Sigmoid Slice "
+    "Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
+)
+_TYPES = {
+    "boxes": TensorProto.FLOAT,
+    "scores": TensorProto.FLOAT,
+    "labels": TensorProto.INT32,
+    "masks": TensorProto.FLOAT,
+    "count": TensorProto.INT32,
+}
+
+
+def lint(model: onnx.ModelProto, contract: Contract) -> None:
+    """Raise GraphError listing every rule that ``model`` breaks.
+
+    Inputs and outputs are those of the contract; only standard operators of ``OPERATORS``, without subgraphs or
+    functions; every shape known; TopK within TensorRT's limit; the input goes straight into Cast.
+    """
+    problems = [*_interface(model, contract), *_operators(model), *_shapes(model), *_top_k(model), *_input_cast(model)]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise GraphError(f"the graph breaks {len(problems)} rules: {'; '.join(problems[:8])}{more}")
+
+
+def _interface(model: onnx.ModelProto, contract: Contract) -> list[str]:
+    expected_in = {contract.input_name: (TensorProto.UINT8, contract.input_shape)}
+    expected_out = {name: (_TYPES[name], shape) for name, shape in contract.output_shapes.items()}
+    problems = []
+    for kind, values, expected in (
+        ("input", model.graph.input, expected_in),
+        ("output", model.graph.output, expected_out),
+    ):
+        got = {value.name: (value.type.tensor_type.elem_type, _shape(value)) for value in values}
+        problems += [
+            f"{kind} {name} is {_described(got.get(name))}, expected {_described(expected.get(name))}"
+            for name in sorted(got.keys() | expected.keys())
+            if got.get(name) != expected.get(name)
+        ]
+        if not problems and list(got) != list(expected):
+            problems.append(f"{kind}s are in the order {', '.join(got)}, expected {', '.join(expected)}")
+    return problems
+
+
+def _operators(model: onnx.ModelProto) -> list[str]:
+    found = {f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node}
+    problems = [f"operator {name} is not allowed" for name in sorted(found - OPERATORS)]
+    return problems + (["it has local functions"] if model.functions else [])
+
+
+def _shapes(model: onnx.ModelProto) -> list[str]:
+    try:
+        graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    except shape_inference.InferenceError as error:
+        return [f"shapes do not fit: {str(error).splitlines()[0]}"]
+    known = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}
+    return [
+        f"{output} of {node.name} has the shape {list(known.get(output) or ['unknown'])}, expected whole numbers"
+        for node in graph.node
+        for output in node.output
+        if output and not all(isinstance(size, int) for size in known.get(output, (None,)))
+    ]
+
+
+def _top_k(model: onnx.ModelProto) -> list[str]:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    problems = []
+    for node in model.graph.node:
+        if node.op_type == "TopK":
+            k = numpy_helper.to_array(constants[node.input[1]]).item() if node.input[1] in constants else None
+            if k is None or k > MAX_TOP_K:
+                problems.append(f"{node.name} takes the best {k or 'variable'}, expected at most {MAX_TOP_K}")
+    return problems
+
+
+def _input_cast(model: onnx.ModelProto) -> list[str]:
+    inputs = {value.name for value in model.graph.input}
+    return [
+        f"input goes into {node.name} ({node.op_type}), expected Cast"
+        for node in model.graph.node
+        if inputs & set(node.input) and node.op_type != "Cast"
+    ]
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
+    """Dimensions; a name or "?" where one is not a number."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in dims)
+
+
+def _described(value: tuple[int, tuple[int | str, ...]] | None) -> str:
+    if value is None:
+        return "absent"
+    return f"{helper.tensor_dtype_to_string(value[0]).rpartition('.')[2].lower()} {list(value[1])}"

@@ -1,0 +1,222 @@
+"""Mask R-CNN with weighted non-local blocks, as an ordinary torchvision ``MaskRCNN``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from wnlb.export.block import MODES, WeightedNonLocalBlock
+from wnlb.runtime.errors import WnlbError
+
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+PLACEMENTS = ("inline", "lateral", "fpn")
+STAGES = (2, 3, 4, 5)  # a stage's number k: its stride is 2**k
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that rebuilds the network around a state dict; also stored inside our checkpoints."""
+
+    num_classes: int  # with background, as torchvision counts
+    backbone: str = "resnet50"
+    levels: tuple[str, ...] = ("c2", "c3", "c4", "c5")  # "c2" and "p2" mean the same stage
+    placement: str = "inline"
+    mode: str = "embedded"
+    weighted: bool = True
+    inner_channels: tuple[int, ...] | None = None  # d, one number per level; None: C/2
+    fpn_channels: int = 256
+    rpn_convs: int = 1
+    box_features: int = 1024
+    mask_channels: tuple[int, ...] = (256, 256, 256, 256)
+    mask_hidden: int = 256
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)  # px at P2, P3, P4, P5, P6
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    norm: str = "batch"  # "batch" (trains) or "frozen" (torchvision's for pretrained backbones)
+    norm_eps: float = 1e-5  # 0 for torchvision's COCO weights and what was fine-tuned from them
+    class_names: tuple[str, ...] = ()  # without background; empty: not known
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "inner_channels", "mask_channels", "anchor_sizes", "aspect_ratios", "class_names"):
+            if isinstance(value := getattr(self, name), list):  # as JSON gives it
+                object.__setattr__(self, name, tuple(value))
+        _expect("backbone", self.backbone, BACKBONES)
+        _expect("placement", self.placement, PLACEMENTS)
+        _expect("mode", self.mode, MODES)
+        _expect("norm", self.norm, ("batch", "frozen"))
+        for level in self.levels:
+            if not re.fullmatch(r"[cp][2-5]", level):
+                raise WnlbError(f"level is {level!r}; expected c2, c3, c4, c5 (or p2 ... p5)")
+        stages = tuple(sorted({int(level[1]) for level in self.levels}))
+        letter = "p" if self.placement == "fpn" else "c"
+        object.__setattr__(self, "levels", tuple(f"{letter}{stage}" for stage in stages))
+        if self.num_classes < 2:
+            raise WnlbError(f"num_classes is {self.num_classes}; expected at least 2 (background and one more)")
+        if self.inner_channels is not None and len(self.inner_channels) != len(self.levels):
+            raise WnlbError(
+                f"inner_channels has {len(self.inner_channels)} numbers for {len(self.levels)} levels; "
+                "expected one for each"
+            )
+        if self.class_names and len(self.class_names) != self.num_classes - 1:
+            raise WnlbError(
+                f"{len(self.class_names)} class names for {self.num_classes - 1} classes; "
+                "expected one for each class but the background"
+            )
+        if len(self.anchor_sizes) != 5:
+            raise WnlbError(f"{len(self.anchor_sizes)} anchor sizes; expected 5 (P2, P3, P4, P5, P6)")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Raises WnlbError for a name that is not a field or a value that does not fit."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise WnlbError(f"model configuration has unknown entries {', '.join(unknown)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise WnlbError(f"model configuration does not fit: {error}") from error
+
+
+class DenoisingFPN(FeaturePyramidNetwork):
+    """FPN with blocks on its inputs (``lateral.c2`` ...) or on its outputs (``output.p2`` ...).
+
+    P6 is pooled from P5 after its block.
+    """
+
+    def __init__(self, in_channels_list: list[int], out_channels: int, norm_layer: Any = None) -> None:
+        super().__init__(in_channels_list, out_channels, extra_blocks=None, norm_layer=norm_layer)
+        self.lateral = nn.ModuleDict()
+        self.output = nn.ModuleDict()
+        self.pool = LastLevelMaxPool()
+
+    def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = list(x)
+        inputs = OrderedDict(
+            (name, _apply_if_present(self.lateral, f"c{stage}", x[name]))
+            for stage, name in zip(STAGES, names, strict=True)
+        )
+        outputs = super().forward(inputs)
+        levels = [
+            _apply_if_present(self.output, f"p{stage}", outputs[name])
+            for stage, name in zip(STAGES, names, strict=True)
+        ]
+        levels, names = self.pool(levels, list(x.values()), names)
+        return OrderedDict(zip(names, levels, strict=True))
+
+
+def wnlb_maskrcnn(
+    backbone: str = "resnet50",
+    num_classes: int = 9,
+    levels: tuple[str, ...] = ("c2", "c3", "c4", "c5"),
+    placement: str = "inline",
+    mode: str = "embedded",
+    *,
+    weights_backbone: Any = None,
+    detector_options: dict[str, Any] | None = None,
+    **config: Any,
+) -> MaskRCNN:
+    """A torchvision Mask R-CNN with FPN and weighted non-local blocks, ready to train.
+
+    Args:
+        backbone: one of ``BACKBONES``.
+        num_classes: classes with background.
+        levels: the ResNet stages that get a block (``()`` for none).
+        placement: ``inline`` (after a stage, feeding the next one and the FPN), ``lateral`` (only on
+            the way into the FPN) or ``fpn`` (on the FPN's outputs P2..P5).
+        mode: pairwise function of the blocks, see ``wnlb.export.block``.
+        weights_backbone: torchvision weights for the ResNet (``"IMAGENET1K_V2"``, say) or None.
+        detector_options: passed to torchvision's ``MaskRCNN`` (``min_size``, ``box_score_thresh`` ...).
+        config: the remaining fields of ``ModelConfig``.
+
+    ``model(images, targets)`` gives torchvision's losses in training mode, ``model(images)`` its detections in
+    evaluation mode.
+    """
+    made = ModelConfig(
+        num_classes=num_classes, backbone=backbone, levels=levels, placement=placement, mode=mode, **config
+    )
+    return model_from_config(made, weights_backbone, **(detector_options or {}))
+
+
+def model_from_config(config: ModelConfig, weights_backbone: Any = None, **detector_options: Any) -> MaskRCNN:
+    """Build the network that ``config`` describes; see ``wnlb_maskrcnn``."""
+    anchors = AnchorGenerator(
+        tuple((size,) for size in config.anchor_sizes), (config.aspect_ratios,) * len(config.anchor_sizes)
+    )
+    box_pool, mask_pool = (
+        MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=size, sampling_ratio=2) for size in (7, 14)
+    )
+    channels = config.fpn_channels
+    return MaskRCNN(
+        _backbone(config, weights_backbone),
+        rpn_anchor_generator=anchors,
+        rpn_head=RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=config.rpn_convs),
+        box_roi_pool=box_pool,
+        box_head=TwoMLPHead(channels * 7 * 7, config.box_features),
+        box_predictor=FastRCNNPredictor(config.box_features, config.num_classes),
+        mask_roi_pool=mask_pool,
+        mask_head=MaskRCNNHeads(channels, list(config.mask_channels), 1),
+        mask_predictor=MaskRCNNPredictor(config.mask_channels[-1], config.mask_hidden, config.num_classes),
+        **detector_options,
+    )
+
+
+def blocks_by_level(model: MaskRCNN) -> Iterator[tuple[str, str, WeightedNonLocalBlock]]:
+    """Yield ``(level, module path, block)`` in the order of the network: ``"c2", "backbone.body.layer1.wnlb", ...``."""
+    for path, module in model.named_modules():
+        if isinstance(module, WeightedNonLocalBlock):
+            stage = re.search(r"layer(\d)\.[^.]+$", path)
+            yield (f"c{int(stage[1]) + 1}" if stage else path.rpartition(".")[2]), path, module
+
+
+def _backbone(config: ModelConfig, weights: Any) -> BackboneWithFPN:
+    eps = config.norm_eps
+
+    def norm_layer(channels: int) -> nn.Module:
+        return FrozenBatchNorm2d(channels, eps) if config.norm == "frozen" else nn.BatchNorm2d(channels, eps)
+
+    resnet = getattr(torchvision.models, config.backbone)(weights=weights, norm_layer=norm_layer)
+    stages = [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
+    widths = {stage: resnet.inplanes // 2 ** (5 - stage) for stage in STAGES}
+    backbone = BackboneWithFPN(
+        resnet, {f"layer{i + 1}": str(i) for i in range(4)}, list(widths.values()), config.fpn_channels
+    )
+    if config.placement != "inline":
+        backbone.fpn = DenoisingFPN(list(widths.values()), config.fpn_channels)
+    inner = config.inner_channels or (None,) * len(config.levels)
+    for level, width in zip(config.levels, inner, strict=True):
+        stage = int(level[1])
+        channels = config.fpn_channels if config.placement == "fpn" else widths[stage]
+        block = WeightedNonLocalBlock(channels, config.mode, width, config.weighted)
+        if config.placement == "inline":  # the stage is an nn.Sequential: an appended child runs last
+            stages[stage - 2].add_module("wnlb", block)
+        else:
+            sides = backbone.fpn.lateral if config.placement == "lateral" else backbone.fpn.output
+            sides.add_module(level, block)
+    return backbone
+
+
+def _apply_if_present(modules: nn.ModuleDict, name: str, x: Tensor) -> Tensor:
+    return modules[name](x) if name in modules else x
+
+
+def _expect(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise WnlbError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")

@@ -1,0 +1,59 @@
+"""Graph passes: ``model -> changed``, in place, idempotent."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import onnx
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def name_by_module(model: onnx.ModelProto) -> bool:
+    """Name every node after the module it came from, and its outputs after the node.
+
+    ``body.layer2.wnlb.theta/Conv`` and so on: names that stay the same from one PyTorch to the next, by which stages
+    are profiled and tensors compared. Inputs, outputs and weights of the graph keep their names. What the exporter
+    noted of source lines, with paths of the exporting machine, is removed.
+    """
+    graph = model.graph
+    before = graph.SerializeToString(deterministic=True)
+    fixed = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    used: Counter[str] = Counter()
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), None)
+        if scopes is not None:
+            module = ast.literal_eval(scopes)[-2] or "graph"
+            used[f"{module}/{node.op_type}"] += 1
+            number = used[f"{module}/{node.op_type}"]
+            node.name = f"{module}/{node.op_type}" + (f"_{number}" if number > 1 else "")
+            for i, output in enumerate(node.output):
+                if output and output not in fixed:
+                    renamed[output] = f"{node.name}:{i}"
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for node in graph.node:
+        _replace(node.input, renamed)
+        _replace(node.output, renamed)
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        value.name = renamed.get(value.name, value.name)
+        value.ClearField("metadata_props")
+    for tensor in graph.initializer:
+        tensor.ClearField("metadata_props")
+    graph.ClearField("metadata_props")
+    return graph.SerializeToString(deterministic=True) != before
+
+
+def set_metadata(model: onnx.ModelProto, values: dict[str, str]) -> bool:
+    """Set entries of the model's metadata; others stay."""
+    before = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(model, {**before, **values})
+    return before != {**before, **values}
+
+
+def _replace(names: list[str], renamed: dict[str, str]) -> None:
+    for i, name in enumerate(names):
+        if name in renamed:
+            names[i] = renamed[name]

@@ -1,0 +1,46 @@
+"""Backends: a dict of named arrays in, a dict of named arrays out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from numpy.typing import NDArray
+
+from wnlb.runtime.contract import Contract
+from wnlb.runtime.errors import WnlbError
+
+
+class Backend(Protocol):
+    """One opened model file. ``contract`` says what goes in and comes out."""
+
+    contract: Contract
+    description: str  # e.g. "ONNX Runtime 1.23.2, CPU, 2 threads"
+
+    def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
+        """Arrays by input name, of exactly the contract's shapes and types, to arrays by output name."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; may be called more than once."""
+        ...
+
+
+def open_backend(path: Path | str, *, device: str = "auto", threads: int = 0) -> Backend:
+    """Open a model file with the backend that its suffix asks for.
+
+    Args:
+        device: "cpu", "cuda", or "auto" for CUDA where it works and the CPU elsewhere.
+        threads: CPU threads; 0 for one per core.
+
+    Raises:
+        WnlbError: the file is not there, not ours, or needs something that is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WnlbError(f"model {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected an .onnx file")
+    if path.suffix != ".onnx":
+        raise WnlbError(f"model {path} has the suffix {path.suffix or 'none'!r}; expected .onnx")
+    from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(path, device=device, threads=threads)

@@ -1,0 +1,94 @@
+"""The ``wnlb`` command: one subcommand a module, imported only when it is asked for.
+
+Such a module has ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from wnlb.runtime.errors import WnlbError
+
+COMMANDS = {
+    "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
+    "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
+    "inspect": ("wnlb.runtime.inspect_command", "show what a model file holds"),
+}
+EXTRAS = {
+    "torch": "export",
+    "torchvision": "export",
+    "onnx": "export",
+    "onnxscript": "export",
+    "safetensors": "export",
+    "onnxruntime": "cpu",
+    "cv2": "cpu",
+}
+EXAMPLES = """\
+a first round:
+  wnlb export checkpoint.pth -o model.onnx --size 416x608
+  wnlb predict model.onnx night_pictures/ -o out/
+
+'wnlb COMMAND --help' explains a command.
+Exit codes: 0 done, 1 a check did not hold, 2 bad input, 3 some files of many were bad.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers bad arguments with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see '{self.prog} --help'\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    parser = Parser(
+        prog="wnlb",
+        description="Mask R-CNN with weighted non-local blocks, from a checkpoint to a fast engine.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("wnlb-deploy"))
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    try:
+        for name, (module, summary) in COMMANDS.items():
+            subparser = commands.add_parser(
+                name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+            if name == chosen:
+                importlib.import_module(module).add_arguments(subparser)
+        arguments = parser.parse_args(argv)
+        code = importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
+        sys.stdout.flush()
+        return int(code)
+    except WnlbError as error:
+        return _refuse(f"wnlb {chosen}: error: {error}", error.exit_code)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        return _refuse(
+            f"wnlb {chosen}: error: {package} is not installed: pip install 'wnlb-deploy[{EXTRAS[package]}]'", 2
+        )
+    except BrokenPipeError:  # the reader of our output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _refuse(f"wnlb {chosen}: interrupted", 130)
+
+
+def _refuse(line: str, code: int) -> int:
+    print(" ".join(line.split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

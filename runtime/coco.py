@@ -1,0 +1,77 @@
+"""Detections in COCO's format, with run-length encoded masks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from wnlb.runtime.detections import Detections, Mask
+
+
+class CocoDocument:
+    """Collects detections into one COCO document: images, categories and annotations with scores.
+
+    pycocotools reads it as a data set; its annotations are a COCO results list.
+    """
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self._categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def add(self, file_name: str, detections: Detections) -> None:
+        """Add one frame; its image id is its number, from 1 up."""
+        image_id = len(self._images) + 1
+        size = {"width": detections.width, "height": detections.height}
+        self._images.append({"id": image_id, "file_name": file_name, **size})
+        for entry in coco_results(detections, image_id):
+            self._annotations.append({"id": len(self._annotations) + 1, "iscrowd": 0, **entry})
+
+    def to_json(self) -> str:
+        return json.dumps({"images": self._images, "categories": self._categories, "annotations": self._annotations})
+
+
+def coco_results(detections: Detections, image_id: int) -> list[dict[str, Any]]:
+    """Entries of a COCO results list: ``bbox`` is x y width height in frame pixels, ``category_id`` the label."""
+    entries = []
+    for i in range(len(detections)):
+        x1, y1, x2, y2 = (float(v) for v in detections.boxes[i])
+        entry: dict[str, Any] = {
+            "image_id": image_id,
+            "category_id": int(detections.labels[i]),
+            "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(float(detections.scores[i]), 5),
+            "area": round((x2 - x1) * (y2 - y1), 1),
+        }
+        if detections.masks is not None:
+            entry["area"] = int(detections.masks[i].pixels.sum())
+            entry["segmentation"] = encode_mask(detections.masks[i], detections.height, detections.width)
+        entries.append(entry)
+    return entries
+
+
+def encode_mask(mask: Mask, height: int, width: int) -> dict[str, Any]:
+    """COCO's compressed RLE of the frame-sized mask, made from the crop alone: ``{"size": [h, w], "counts": str}``."""
+    from pycocotools import mask as coco_mask
+
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": _counts(mask, height, width)}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def _counts(mask: Mask, height: int, width: int) -> list[int]:
+    """Lengths of the runs of 0, 1, 0, ... down the columns of the frame."""
+    padded = np.pad(mask.pixels.T.astype(np.int8), ((0, 0), (1, 1)))  # [w, h + 2]
+    steps = np.diff(padded, axis=1)
+    columns, rows = np.nonzero(steps)  # starts and ends of the runs, column by column
+    edges = (columns + mask.x) * height + rows + mask.y
+    # A run that reaches the bottom of the frame goes on at the top of the next column.
+    joined = edges[:-1] == edges[1:]
+    keep = np.ones(len(edges), bool)
+    keep[:-1] &= ~joined
+    keep[1:] &= ~joined
+    bounds = np.concatenate([[0], edges[keep], [height * width]])
+    counts: list[int] = np.diff(bounds).tolist()
+    return counts if counts[-1] else counts[:-1]

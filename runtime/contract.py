@@ -1,0 +1,121 @@
+"""What a runtime must know of a model file; it travels inside the file.
+
+In ONNX it is the metadata entry ``wnlb.contract``, in JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from wnlb.runtime.errors import ContractError
+
+METADATA_KEY = "wnlb.contract"
+FORMAT = 1
+MASK_SIZE = 28
+
+RESIZES = ("fit", "stretch")
+INTERPOLATIONS = ("bilinear", "nearest")
+MASKS = ("box", "none")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Input, preparation, outputs and origin of a model file.
+
+    The input ``image`` is uint8 RGB ``[batch, height, width, 3]``; mean and std are applied inside.
+    The outputs are ``boxes [N, D, 4]`` (float32, x1 y1 x2 y2 in input pixels), ``scores [N, D]``
+    (float32, descending, 0 in padded rows), ``labels [N, D]`` (int32, 1..C, 0 in padded rows), ``masks
+    [N, D, 28, 28]`` (float32 probabilities inside the box; absent where ``masks == "none"``) and
+    ``count [N]`` (int32, rows that are detections).
+    """
+
+    batch: int
+    height: int  # input pixels
+    width: int  # input pixels
+    class_names: tuple[str, ...]  # label 1 is the first
+    detections: int  # D
+    score_threshold: float
+    nms_threshold: float
+    rpn_nms_threshold: float
+    pre_nms_top_n: int  # anchors per pyramid level that enter NMS
+    post_nms_top_n: int  # proposals per image
+    candidates: int  # (proposal, class) pairs that enter the last NMS
+    nms_rounds: int
+    resize: str = "fit"  # fit (keep the aspect ratio, pad right and bottom) or stretch
+    interpolation: str = "bilinear"
+    pad_rgb: tuple[int, int, int] = (124, 116, 104)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of RGB in 0..1
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    masks: str = "box"
+    precision: str = "fp32"
+    attention: dict[str, str] = field(default_factory=dict)  # level -> mode and form, "embedded/standard"
+    opset: int = 0
+    tool_version: str = ""
+    checkpoint_sha256: str = ""
+    input_name: str = "image"
+    layout: str = "NHWC"
+    color: str = "RGB"
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        for name in ("class_names", "pad_rgb", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check(self.format == FORMAT, "format", self.format, f"{FORMAT}; use the wnlb version that wrote the file")
+        for name in ("batch", "detections", "pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds"):
+            value = getattr(self, name)
+            _check(isinstance(value, int) and value >= 1, name, value, "a whole number from 1 up")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            fits = isinstance(value, int) and value >= 64 and value % 32 == 0
+            _check(fits, name, value, "a multiple of 32 from 64 up")
+        for name in ("score_threshold", "nms_threshold", "rpn_nms_threshold"):
+            value = getattr(self, name)
+            _check(isinstance(value, (int, float)) and 0 <= value <= 1, name, value, "a number from 0 to 1")
+        _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
+        _check(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, " or ".join(INTERPOLATIONS))
+        _check(self.masks in MASKS, "masks", self.masks, " or ".join(MASKS))
+        _check(len(self.class_names) >= 1, "class_names", self.class_names, "at least one name")
+        _check(self.layout == "NHWC" and self.color == "RGB", "layout", f"{self.layout} {self.color}", "NHWC RGB")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """``(N, H, W, 3)`` of the uint8 input."""
+        return (self.batch, self.height, self.width, 3)
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Output name to shape, in the order of the file."""
+        rows = (self.batch, self.detections)
+        shapes: dict[str, tuple[int, ...]] = {"boxes": (*rows, 4), "scores": rows, "labels": rows}
+        if self.masks == "box":
+            shapes["masks"] = (*rows, MASK_SIZE, MASK_SIZE)
+        return {**shapes, "count": (self.batch,)}
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Raises ContractError for text that is not a contract of this format."""
+        try:
+            values: Any = json.loads(text)
+        except ValueError as error:
+            raise ContractError(f"contract is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ContractError(f"contract is a JSON {type(values).__name__}; expected an object")
+        _check(values.get("format") == FORMAT, "format", values.get("format"), f"{FORMAT}")
+        unknown = sorted(set(values) - {item.name for item in dataclasses.fields(cls)})
+        if unknown:
+            raise ContractError(f"contract has unknown entries {', '.join(unknown)}; export the model again")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ContractError(f"contract does not fit: {error}; export the model again") from error
+
+
+def _check(fits: bool, name: str, got: object, expected: str) -> None:
+    if not fits:
+        raise ContractError(f"contract: {name} is {got!r}; expected {expected}")

@@ -1,0 +1,91 @@
+"""What was found in one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+MASK_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """The part of a frame-sized binary mask that can be set: ``pixels`` with its corner at (x, y) of the frame."""
+
+    x: int
+    y: int
+    pixels: NDArray[np.bool_]  # [h, w]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Detections of one frame, best first, in the pixels of that frame. Also valid with none.
+
+    Raises ValueError where the arrays do not fit each other.
+    """
+
+    height: int  # of the frame
+    width: int
+    boxes: NDArray[np.float32]  # [D, 4] x1 y1 x2 y2
+    scores: NDArray[np.float32]  # [D]
+    labels: NDArray[np.int32]  # [D], 1..C
+    masks: tuple[Mask, ...] | None  # D of them; None where the model has no masks
+
+    def __post_init__(self) -> None:
+        rows = len(self.scores)
+        if self.boxes.shape != (rows, 4) or self.scores.shape != (rows,) or self.labels.shape != (rows,):
+            raise ValueError(
+                f"boxes {self.boxes.shape}, scores {self.scores.shape} and labels {self.labels.shape} do not fit; "
+                "expected [D, 4], [D] and [D]"
+            )
+        if self.masks is None:
+            return
+        if len(self.masks) != rows:
+            raise ValueError(f"{len(self.masks)} masks for {rows} detections")
+        for mask in self.masks:
+            h, w = mask.pixels.shape
+            if mask.x < 0 or mask.y < 0 or mask.x + w > self.width or mask.y + h > self.height:
+                raise ValueError(f"mask at ({mask.x}, {mask.y}) of {w}x{h} leaves the {self.width}x{self.height} frame")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def full_masks(self) -> Iterator[NDArray[np.bool_]]:
+        """Each mask as bool ``[height, width]``, one at a time."""
+        for mask in self.masks or ():
+            full = np.zeros((self.height, self.width), bool)
+            h, w = mask.pixels.shape
+            full[mask.y : mask.y + h, mask.x : mask.x + w] = mask.pixels
+            yield full
+
+
+def paste_masks(
+    probabilities: NDArray[np.float32], boxes: NDArray[np.float32], height: int, width: int
+) -> tuple[Mask, ...]:
+    """Binary masks in the pixels of the frame: torchvision's ``paste_masks_in_image`` above 0.5, cropped.
+
+    Args:
+        probabilities: ``[D, M, M]`` inside each box.
+        boxes: ``[D, 4]`` x1 y1 x2 y2 in frame pixels, inside the frame.
+        height, width: of the frame, pixels.
+    """
+    size = probabilities.shape[-1] if len(boxes) else 1
+    # A border of one zero pixel, and the boxes grown to match (torchvision's expand_masks and expand_boxes).
+    padded = np.pad(probabilities, ((0, 0), (1, 1), (1, 1)))
+    half = (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5) * np.float32((size + 2) / size)
+    center = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5)
+    corners = np.concatenate([center - half, center + half], 1).astype(np.int64)  # towards zero, as torchvision
+    return tuple(_paste(mask, corner, height, width) for mask, corner in zip(padded, corners.tolist(), strict=True))
+
+
+def _paste(mask: NDArray[np.float32], box: list[int], height: int, width: int) -> Mask:
+    x1, y1, x2, y2 = box
+    w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
+    left, top = min(max(x1, 0), width), min(max(y1, 0), height)
+    right, bottom = max(min(x1 + w, width), left), max(min(y1 + h, height), top)
+    resized = cv2.resize(mask, (w, h), interpolation=cv2.INTER_LINEAR)
+    return Mask(left, top, resized[top - y1 : bottom - y1, left - x1 : right - x1] > MASK_THRESHOLD)

@@ -1,0 +1,37 @@
+"""The exceptions of this project.
+
+Every message says which thing, what was received, what was expected and what to do. The ``wnlb``
+command prints that message as one line and exits with the class's ``exit_code``.
+"""
+
+
+class WnlbError(Exception):
+    """Base of everything that a user can cause and mend; exit code 2."""
+
+    exit_code = 2
+
+
+class CheckpointError(WnlbError):
+    """A checkpoint that cannot be read as a Mask R-CNN."""
+
+
+class ContractError(WnlbError):
+    """A model file without a valid contract, or options that make none."""
+
+
+class PictureError(WnlbError):
+    """A picture, video or camera that cannot be read."""
+
+
+class GraphError(WnlbError):
+    """An ONNX graph that breaks the rules of a deployable one."""
+
+
+class MissingDependency(WnlbError):
+    """A package that this step needs is not installed."""
+
+
+class VerificationError(WnlbError):
+    """An exported file that does not compute what the checkpoint computes; exit code 1."""
+
+    exit_code = 1

@@ -1,0 +1,76 @@
+"""ONNX Runtime, on the CPU or with its CUDA provider."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class OnnxRuntimeBackend:
+    """Runs an exported ``.onnx`` file; see ``wnlb.runtime.backend.Backend``.
+
+    With ``device="auto"`` the CUDA provider is used where ONNX Runtime has one that works. With ``"cuda"`` it is used
+    or the constructor fails: ONNX Runtime alone would quietly run on the CPU.
+    """
+
+    def __init__(self, path: Path | str, *, device: str = "auto", threads: int = 0) -> None:
+        if device not in DEVICES:
+            raise WnlbError(f"device is {device!r}; expected {', '.join(DEVICES)}")
+        ort = _import_onnxruntime()
+        has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+        if device == "cuda" and not has_cuda:
+            raise WnlbError("this ONNX Runtime has no CUDA provider; install wnlb-deploy[gpu] instead of [cpu]")
+        providers = ["CPUExecutionProvider"]
+        if has_cuda and device != "cpu":
+            providers.insert(0, "CUDAExecutionProvider")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        try:
+            session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # its exception types are not public
+            reason = str(error).strip().splitlines()[0]
+            raise WnlbError(f"model {path} cannot be opened by ONNX Runtime: {reason}") from error
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        if text is None:
+            raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
+        on_cuda = session.get_providers()[0] == "CUDAExecutionProvider"
+        if device == "cuda" and not on_cuda:
+            raise WnlbError("ONNX Runtime's CUDA provider does not start; its CUDA and cuDNN must be installed")
+        self.contract = Contract.from_json(text)
+        where = "CUDA" if on_cuda else f"CPU, {threads or 'all'} threads"
+        self.description = f"ONNX Runtime {ort.__version__}, {where}"
+        self._session: Any = session
+        self._outputs = [value.name for value in session.get_outputs()]
+        if self._outputs != list(self.contract.output_shapes):
+            raise ContractError(f"model {path} has the outputs {', '.join(self._outputs)}, unlike its contract")
+
+    def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
+        if self._session is None:
+            raise WnlbError("the backend is closed; open the model again")
+        image = inputs[self.contract.input_name]
+        if image.dtype != np.uint8 or image.shape != self.contract.input_shape:
+            expected = list(self.contract.input_shape)
+            raise WnlbError(f"input is {image.dtype} {list(image.shape)}; expected uint8 {expected}")
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependency(
+            "ONNX Runtime is not installed: pip install 'wnlb-deploy[cpu]' (or [gpu] for NVIDIA GPUs)"
+        ) from error
+    return onnxruntime

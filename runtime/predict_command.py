@@ -1,0 +1,214 @@
+"""``wnlb predict``: detect on pictures, folders, globs, videos or a camera."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from wnlb.runtime.coco import CocoDocument
+from wnlb.runtime.detections import Detections
+from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.files import atomic_path
+from wnlb.runtime.onnxruntime_backend import DEVICES
+from wnlb.runtime.overlay import draw
+from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.source import Frame, Source, open_source
+from wnlb.runtime.table import table
+
+STAGES = ("read", "prepare", "infer", "paste", "write")
+_DESCRIPTION = """\
+Detect on pictures and write what was found: one overlay for each picture (a video for a video or camera) and
+detections.json, in COCO's format with run-length encoded masks.
+
+  wnlb predict model.onnx night.jpg -o out/
+  wnlb predict model.onnx 'night/**/*.png' -o out/ --score-threshold 0.3
+  wnlb predict model.onnx drive.mp4 -o out/
+  wnlb predict model.onnx 0 -o out/ --show         # camera 0, until Ctrl-C or q
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = _DESCRIPTION
+    parser.add_argument("model", type=Path, help="an ONNX file that 'wnlb export' wrote")
+    parser.add_argument("source", help="picture, folder, glob pattern (quoted), video file, or camera index")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out"), help="folder for the results (default: out)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)"
+    )
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: CUDA where it works, else the CPU")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
+    parser.add_argument("--show", action="store_true", help="also show each overlay in a window; q ends")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.threads < 0:
+        raise WnlbError(f"threads is {arguments.threads}; expected 0 (one per core) or more")
+    if arguments.show and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise WnlbError("--show needs a display, and DISPLAY is not set; leave it out and look at the written overlays")
+    source = open_source(arguments.source)
+    output: Path = arguments.output
+    _prepare_output(output, arguments.source)
+    options = {"score_threshold": arguments.score_threshold, "device": arguments.device, "threads": arguments.threads}
+    with Predictor(arguments.model, **options) as predictor:
+        session = _Session(predictor, source, output, arguments.show)
+        bar = tqdm(total=len(source) or None, unit="frame", disable=arguments.quiet, file=sys.stderr, leave=False)
+        with bar:
+            try:
+                for name in session.frames():
+                    bar.set_postfix_str(name, refresh=False)
+                    bar.update()
+            except KeyboardInterrupt:
+                if not source.is_video:
+                    raise
+            finally:
+                session.finish()
+        if not session.frame_sizes and session.failures:
+            raise PictureError(session.failures[0] if len(source) == 1 else _failures(session.failures))
+        if not arguments.quiet:
+            print(session.summary(output))
+    for line in session.failures:
+        print(f"wnlb predict: {line}", file=sys.stderr)
+    return 3 if session.failures else 0
+
+
+class _Session:
+    """One run over a source: predicts, writes, and keeps account."""
+
+    def __init__(self, predictor: Predictor, source: Source, output: Path, show: bool) -> None:
+        self.predictor, self.source, self.output, self.show = predictor, source, output, show
+        self.document = CocoDocument(predictor.contract.class_names)
+        self.failures: list[str] = []
+        self.frame_sizes: list[tuple[int, int]] = []
+        self.found: Counter[str] = Counter()
+        self.times_ms: defaultdict[str, list[float]] = defaultdict(list)
+        self._video: cv2.VideoWriter | None = None
+
+    def frames(self) -> Iterator[str]:
+        """Work through the source, a batch at a time; yields the name of each frame when it is done."""
+        batch: list[Frame] = []
+        size = self.predictor.contract.batch
+        for frame in self._timed_reads():
+            if frame.pixels is None:
+                self.failures.append(frame.error)
+                yield frame.name
+                continue
+            batch.append(frame)
+            if len(batch) == size:
+                yield from self._predict(batch)
+                batch = []
+        if batch:
+            yield from self._predict(batch)
+
+    def _timed_reads(self) -> Iterable[Frame]:
+        frames = iter(self.source)
+        while True:
+            started = time.perf_counter()
+            frame = next(frames, None)
+            if frame is None:
+                return
+            self.times_ms["read"].append(1e3 * (time.perf_counter() - started))
+            yield frame
+
+    def _predict(self, batch: list[Frame]) -> Iterator[str]:
+        pictures = [frame.pixels for frame in batch if frame.pixels is not None]
+        found = self.predictor.predict_batch(pictures)
+        for stage, ms in self.predictor.times_ms.items():
+            self.times_ms[stage] += [ms / len(batch)] * len(batch)
+        for frame, pixels, detections in zip(batch, pictures, found, strict=True):
+            started = time.perf_counter()
+            self._write(frame.name, pixels, detections)
+            self.times_ms["write"].append(1e3 * (time.perf_counter() - started))
+            yield frame.name
+
+    def _write(self, name: str, pixels: NDArray[np.uint8], detections: Detections) -> None:
+        names = self.predictor.contract.class_names
+        self.document.add(name, detections)
+        self.frame_sizes.append(pixels.shape[:2])
+        self.found.update(names[label - 1] for label in detections.labels.tolist())
+        overlay = draw(pixels, detections, names)
+        if self.source.is_video:
+            self._write_video_frame(name, overlay)
+        else:
+            _write_picture(self.output / name, overlay)
+        if self.show:
+            cv2.imshow("wnlb", overlay)
+            if cv2.waitKey(1 if self.source.is_video else 0) == ord("q"):
+                raise KeyboardInterrupt
+
+    def _write_video_frame(self, name: str, overlay: NDArray[np.uint8]) -> None:
+        if self._video is None:
+            path = self.output / f"{name.rpartition('_')[0]}.mp4"
+            size = (overlay.shape[1], overlay.shape[0])
+            self._video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), self.source.fps, size)
+            if not self._video.isOpened():
+                raise WnlbError(f"video {path} cannot be written; check the folder and the codecs of this OpenCV")
+        self._video.write(overlay)
+
+    def finish(self) -> None:
+        """Close the video and write detections.json."""
+        if self._video is not None:
+            self._video.release()
+        if self.show:
+            cv2.destroyAllWindows()
+        with atomic_path(self.output / "detections.json") as temporary:
+            temporary.write_text(self.document.to_json())
+
+    def summary(self, output: Path) -> str:
+        """Counts, and the time of each stage."""
+        frames = len(self.frame_sizes)
+        classes = ", ".join(f"{name} {count}" for name, count in self.found.most_common()) or "none"
+        rows = [
+            (stage, f"{np.median(times):.1f}", f"{np.mean(times):.1f}", f"{np.max(times):.1f}")
+            for stage in STAGES
+            if (times := self.times_ms[stage])
+        ]
+        total = sum(float(np.mean(self.times_ms[stage])) for stage in STAGES)
+        failed = f", {len(self.failures)} could not be read" if self.failures else ""
+        return "\n".join(
+            [
+                f"{frames} frame{'s' * (frames != 1)}{failed}; detections: {classes}",
+                self.predictor.backend.description,
+                "",
+                table(("stage", "median ms", "mean ms", "max ms"), [*rows, ("all", "", f"{total:.1f}", "")]),
+                "",
+                f"overlays and detections.json are in {output}/",
+            ]
+        )
+
+
+def _prepare_output(output: Path, source: str) -> None:
+    """Make the folder; refuse one that the overlays would overwrite the pictures in."""
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    if not source.isdecimal() and folder.resolve() == output.resolve():
+        raise WnlbError(f"output {output} is the folder of the pictures, which would be overwritten; choose another")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WnlbError(f"output folder {output} cannot be made: {error.strerror}") from error
+
+
+def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """As JPEG, or as PNG where the original was one."""
+    suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
+    path = path if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.with_name(path.name + suffix)
+    encoded, data = cv2.imencode(suffix, picture)
+    if not encoded:
+        raise WnlbError(f"overlay {path} cannot be encoded as {suffix}")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def _failures(lines: list[str]) -> str:
+    return f"none of {len(lines)} pictures can be read; the first: {lines[0]}"

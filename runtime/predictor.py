@@ -1,0 +1,96 @@
+"""From a frame to its detections."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnlb.runtime.backend import Backend, open_backend
+from wnlb.runtime.contract import Contract
+from wnlb.runtime.detections import Detections, paste_masks
+from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.geometry import Geometry, Placement
+
+
+def geometry_of(contract: Contract) -> Geometry:
+    """The geometry that a contract prescribes."""
+    return Geometry(contract.height, contract.width, contract.resize, contract.interpolation, contract.pad_rgb)
+
+
+class Predictor:
+    """Frames in, ``Detections`` out.
+
+        with Predictor("model.onnx") as predictor:
+            detections = predictor(cv2.imread("night.jpg"))
+
+    Args:
+        model: a model file, or a backend that is already open (the predictor closes it).
+        score_threshold: drops detections below it; the model's own threshold was applied before.
+        device, threads: see ``open_backend``.
+    """
+
+    def __init__(
+        self,
+        model: Path | str | Backend,
+        *,
+        score_threshold: float = 0.0,
+        device: str = "auto",
+        threads: int = 0,
+    ) -> None:
+        if not 0 <= score_threshold <= 1:
+            raise WnlbError(f"score threshold is {score_threshold}; expected a number from 0 to 1")
+        opened = isinstance(model, (str, Path))
+        self.backend: Backend = open_backend(model, device=device, threads=threads) if opened else model  # type: ignore[arg-type,assignment]
+        self.contract = self.backend.contract
+        self.geometry = geometry_of(self.contract)
+        self.score_threshold = score_threshold
+        self._input = np.empty(self.contract.input_shape, np.uint8)
+        # Milliseconds that the last call spent in each stage.
+        self.times_ms: dict[str, float] = {}
+
+    def __call__(self, frame_bgr: NDArray[np.uint8]) -> Detections:
+        """Detections of one uint8 BGR frame ``[h, w, 3]``, in its pixels. Raises PictureError for another array."""
+        return self.predict_batch([frame_bgr])[0]
+
+    def predict_batch(self, frames_bgr: list[NDArray[np.uint8]]) -> list[Detections]:
+        """As ``__call__``, for up to ``contract.batch`` frames, of any sizes, in one run of the model."""
+        if not 1 <= len(frames_bgr) <= self.contract.batch:
+            raise WnlbError(f"{len(frames_bgr)} frames; expected 1 to {self.contract.batch}, the batch of the model")
+        started = time.perf_counter()
+        self._input[len(frames_bgr) :] = 0
+        placements = [self.geometry.prepare(frame, self._input[i])[1] for i, frame in enumerate(frames_bgr)]
+        prepared = time.perf_counter()
+        outputs = self.backend.run({self.contract.input_name: self._input})
+        inferred = time.perf_counter()
+        found = [self._detections(outputs, i, placement) for i, placement in enumerate(placements)]
+        pasted = time.perf_counter()
+        stages = {"prepare": prepared - started, "infer": inferred - prepared, "paste": pasted - inferred}
+        self.times_ms = {stage: 1e3 * seconds for stage, seconds in stages.items()}
+        return found
+
+    def _detections(self, outputs: dict[str, NDArray], i: int, placement: Placement) -> Detections:
+        count = int(outputs["count"][i])
+        scores = outputs["scores"][i, :count]
+        count = int((scores >= self.score_threshold).sum())  # they descend
+        boxes = placement.boxes_to_frame(outputs["boxes"][i, :count])
+        height, width = placement.frame_height, placement.frame_width
+        masks = None
+        if "masks" in outputs:
+            masks = paste_masks(outputs["masks"][i, :count], boxes, height, width)
+        return Detections(height, width, boxes, scores[:count].copy(), outputs["labels"][i, :count].copy(), masks)
+
+    def close(self) -> None:
+        """Free the backend."""
+        self.backend.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
