@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,15 +82,16 @@ class DeployedBlock(nn.Module):
         self.rows = math.ceil(plan.positions / plan.chunks)
         weight = 1.0 if block.w is None else block.w.item()
         self.residual = 1.0 if block.w is None else 1.0 - weight
-        self.W_z = _scaled(fold_batch_norm(block.W_z[0], block.W_z[1]), weight)
+        self.W_z = _scaled(fold_batch_norm(*block.W_z), weight)
         self.g = block.g
         if block.mode in ("dot", "concatenate"):
             self.g = _scaled(block.g, 1 / plan.positions)
         if block.mode in ("embedded", "dot"):
             self.theta, self.phi = block.theta, block.phi
         if block.mode == "concatenate":
-            halves = block.W_f[0].weight.flatten().split(block.inner_channels)
-            self.theta = _projected(block.theta, halves[0], block.W_f[0].bias)
+            projection: Any = block.W_f[0]
+            halves = projection.weight.flatten().split(block.inner_channels)
+            self.theta = _projected(block.theta, halves[0], projection.bias)
             self.phi = _projected(block.phi, halves[1])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,18 +114,18 @@ class DeployedBlock(nn.Module):
         return torch.softmax(query @ key, -1) @ value
 
 
-def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
+def fold_batch_norm(conv: Any, norm: Any) -> nn.Conv2d:
     """The convolution that equals ``norm(conv(x))`` for a (frozen) batch norm in evaluation mode."""
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     bias = conv.bias if conv.bias is not None else torch.zeros_like(norm.bias)
     return _convolution(conv, conv.weight * scale[:, None, None, None], (bias - norm.running_mean) * scale + norm.bias)
 
 
-def _scaled(conv: nn.Conv2d, factor: float) -> nn.Conv2d:
+def _scaled(conv: Any, factor: float) -> nn.Conv2d:
     return _convolution(conv, conv.weight * factor, conv.bias * factor)
 
 
-def _projected(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+def _projected(conv: Any, weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
     """The 1 x 1 convolution to one channel that equals ``weight . conv(x) + bias``."""
     kernel = torch.einsum("o,oikl->ikl", weight, conv.weight).unsqueeze(0)
     constant = (weight @ conv.bias).reshape(1)
@@ -131,14 +134,7 @@ def _projected(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None = None) -> n
 
 def _convolution(like: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     """A convolution with the stride, padding, dilation and groups of ``like`` and these weights."""
-    conv = nn.Conv2d(
-        like.in_channels,
-        weight.shape[0],
-        like.kernel_size,
-        like.stride,
-        like.padding,
-        like.dilation,
-        like.groups,
-    )
-    conv.weight.data, conv.bias.data = weight.detach().clone(), bias.detach().clone()
+    conv = copy.deepcopy(like)
+    conv.out_channels = weight.shape[0]
+    conv.weight, conv.bias = (nn.Parameter(t.detach(), requires_grad=False) for t in (weight, bias))
     return conv

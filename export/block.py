@@ -9,6 +9,8 @@ Non-Local Blocks", ICASSP 2025; the pairwise functions ``f`` are those of Wang, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,10 +56,11 @@ class WeightedNonLocalBlock(nn.Module):
             self.phi = nn.Conv2d(channels, inner, 1)
         if mode == "concatenate":
             self.W_f = nn.Sequential(nn.Conv2d(2 * inner, 1, 1), nn.ReLU())
-        self.W_z = nn.Sequential(nn.Conv2d(inner, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.W_z[1].weight)
-        nn.init.zeros_(self.W_z[1].bias)
-        self.register_parameter("w", nn.Parameter(torch.zeros(1)) if weighted else None)
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(norm.weight)
+        nn.init.zeros_(norm.bias)
+        self.W_z = nn.Sequential(nn.Conv2d(inner, channels, 1), norm)
+        self.w = nn.Parameter(torch.zeros(1)) if weighted else None
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` float to the same shape."""
@@ -78,8 +81,9 @@ class WeightedNonLocalBlock(nn.Module):
         if self.mode == "dot":  # (theta phi^T) g = theta (phi^T g): N d^2 instead of N^2 d
             return (query @ (key.mT @ value / positions)).mT
         # W_f of the concatenation [theta_i, phi_j] is a_i + b_j.
-        weight = self.W_f[0].weight.flatten()
-        a = query @ weight[: self.inner_channels] + self.W_f[0].bias  # [N, HW]
+        projection: Any = self.W_f[0]
+        weight = projection.weight.flatten()
+        a = query @ weight[: self.inner_channels] + projection.bias  # [N, HW]
         b = key @ weight[self.inner_channels :]
         return _relu_attention(a, b, value / positions).mT
 
@@ -92,8 +96,8 @@ def _softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     width = value.shape[2]
     value = F.pad(value, (0, query.shape[2] - width))
-    heads = (t.unsqueeze(1).contiguous() for t in (query, key, value))
-    return F.scaled_dot_product_attention(*heads, scale=1.0).squeeze(1)[..., :width]
+    query, key, value = (t.unsqueeze(1).contiguous() for t in (query, key, value))  # one head
+    return F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)[..., :width]
 
 
 def _relu_attention(a: Tensor, b: Tensor, value: Tensor) -> Tensor:

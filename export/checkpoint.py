@@ -26,7 +26,7 @@ CONFIG_KEY = "wnlb.config"
 CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params")
 EMA_CONTAINERS = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
 # Harmless types that torchvision's reference scripts and others put beside the weights.
-_SAFE_TYPES = [argparse.Namespace]
+_SAFE_TYPES: list[Any] = [argparse.Namespace]
 
 
 def load_checkpoint(
@@ -159,10 +159,10 @@ def _rename(state: dict[str, Tensor], key_map: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"key map {key_map}, line {number}: expected 'pattern => replacement', got {line!r}")
     renamed = {}
     for name, value in state.items():
-        for pattern, replacement in rules:
-            if pattern.search(name):
+        for rule, replacement in rules:
+            if rule.search(name):
                 try:
-                    name = pattern.sub(replacement, name) if replacement else ""
+                    name = rule.sub(replacement, name) if replacement else ""
                 except (re.error, IndexError) as error:
                     raise CheckpointError(f"key map {key_map}: {error} in {replacement!r}") from error
         if name:

@@ -122,7 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     names = _class_names(arguments.classes) if arguments.classes else ()
     if not arguments.output.parent.is_dir():
         raise WnlbError(f"folder {arguments.output.parent} does not exist; create it or choose another output")
-    bar = tqdm(total=None, file=sys.stderr, disable=arguments.json, leave=False, bar_format="{desc} [{elapsed}]")
+    hidden = arguments.json or None  # None: where stderr is no terminal
+    bar = tqdm(total=None, file=sys.stderr, disable=hidden, leave=False, bar_format="{desc} [{elapsed}]")
     with bar:
         bar.set_description_str("load PyTorch")
         from wnlb.export.checkpoint import load_checkpoint

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,16 @@ _MIN_DETECTION_SIDE = 1e-2  # px: torchvision's RoIHeads.postprocess_detections 
 class DeployGraph(nn.Module):
     """``image`` uint8 ``[N, H, W, 3]`` to boxes, scores, labels, masks, count (see ``wnlb.runtime.contract``).
 
-    ``model`` is left as it is; ``plans`` says what became of each block.
+    ``model`` is left as it is; ``plans`` says what became of each block. Constants take torch's default type, so that
+    under a default of float64 the graph of a float64 model is the exact oracle of the file.
     """
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, model: MaskRCNN, options: ExportOptions) -> None:
         super().__init__()
-        model = copy.deepcopy(model).eval().float().requires_grad_(False)
+        model = copy.deepcopy(model).eval().requires_grad_(False)
         height, width = options.height, options.width
         self.plans = plan_blocks(model, options)
         for plan, (_, path, block) in zip(self.plans, list(blocks_by_level(model)), strict=True):
@@ -50,7 +55,7 @@ class DeployGraph(nn.Module):
         self.detect = DetectionStage(model, shapes, options)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        x = image.float().permute(0, 3, 1, 2) * self.scale + self.shift
+        x = image.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
         levels = list(self.fpn(self.body(x)).values())  # P2 ... P6
         proposals, valid = self.rpn(levels)
         return self.detect(levels[:4], proposals, valid)
@@ -58,6 +63,8 @@ class DeployGraph(nn.Module):
 
 class ProposalStage(nn.Module):
     """Region proposal network, from the pyramid to ``[N, R, 4]`` proposals and which of them are real."""
+
+    limit: Tensor  # [4] largest coordinates
 
     def __init__(
         self, model: MaskRCNN, shapes: list[tuple[int, int]], height: int, width: int, nms_rounds: int
@@ -76,7 +83,7 @@ class ProposalStage(nn.Module):
         self.counts = [min(count, rpn.pre_nms_top_n()) for count in counts]
         for i, level in enumerate(anchors.split(counts)):
             self.register_buffer(f"anchors{i}", level.contiguous(), persistent=False)
-        self.register_buffer("limit", torch.tensor([width, height] * 2, dtype=torch.float32), persistent=False)
+        self.register_buffer("limit", torch.tensor([width, height] * 2) * 1.0, persistent=False)
 
     def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
         boxes, scores, valid = self.ranked(levels)
@@ -94,7 +101,8 @@ class ProposalStage(nn.Module):
             boxes.append(F.pad(level_boxes, (0, 0, 0, missing)))
             scores.append(F.pad(level_scores, (0, missing)))
         all_boxes, all_scores = torch.stack(boxes, 1), torch.stack(scores, 1)
-        return all_boxes, all_scores, (large_enough(all_boxes, self.min_side) & (all_scores > 0)).float()
+        valid = large_enough(all_boxes, self.min_side) & (all_scores > 0)
+        return all_boxes, all_scores, valid.to(all_boxes.dtype)
 
     def _level(self, logits: Tensor, deltas: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The ``count`` best anchors of one level, decoded and clipped, with their probabilities."""
@@ -109,6 +117,11 @@ class ProposalStage(nn.Module):
 class DetectionStage(nn.Module):
     """Box and mask heads, from the pyramid and its proposals to the outputs of the contract."""
 
+    limit: Tensor  # [4] largest coordinates
+    score_threshold: Tensor  # []
+    mask_weight: Tensor  # [C + 1, c] of the last projection
+    mask_bias: Tensor  # [C + 1, 1]
+
     def __init__(self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions) -> None:
         super().__init__()
         heads = model.roi_heads
@@ -118,11 +131,10 @@ class DetectionStage(nn.Module):
         self.box_head, self.box_predictor = heads.box_head, heads.box_predictor
         self.weights, self.max_log_scale = heads.box_coder.weights, heads.box_coder.bbox_xform_clip
         # A buffer, so that the file holds it under this name: it can be changed there.
-        self.register_buffer("score_threshold", torch.tensor(heads.score_thresh, dtype=torch.float32), persistent=False)
+        self.register_buffer("score_threshold", torch.tensor(float(heads.score_thresh)), persistent=False)
         self.candidates, self.detections = options.candidates, heads.detections_per_img
         self.nms = StaticNMS(heads.nms_thresh, options.nms_rounds)
-        limit = torch.tensor([options.width, options.height] * 2, dtype=torch.float32)
-        self.register_buffer("limit", limit, persistent=False)
+        self.register_buffer("limit", torch.tensor([options.width, options.height] * 2) * 1.0, persistent=False)
         self.with_masks = options.masks == "box"
         if self.with_masks:
             self.mask_pool = _atlas_roi_align(heads.mask_roi_pool, self.layout, scales)
@@ -160,7 +172,7 @@ class DetectionStage(nn.Module):
         boxes = decode_boxes(deltas, _take_rows(proposals, row), self.weights, self.max_log_scale)
         boxes = torch.minimum(boxes.clamp(min=0), self.limit)
         real = (best > self.score_threshold) & large_enough(boxes, _MIN_DETECTION_SIDE)
-        return boxes, best, label, real.float()
+        return boxes, best, label, real.to(boxes.dtype)
 
     def _masks(self, atlas: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Probabilities ``[N, D, 28, 28]`` of each box's own class; the other classes are not computed.
@@ -188,7 +200,7 @@ def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
     return plans
 
 
-def _atlas_roi_align(pool: nn.Module, layout: AtlasLayout, scales: list[float]) -> AtlasRoIAlign:
+def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> AtlasRoIAlign:
     if pool.featmap_names != ["0", "1", "2", "3"] or pool.sampling_ratio < 1 or len(set(pool.output_size)) != 1:
         raise GraphError(
             f"RoI pooling is {pool}; expected MultiScaleRoIAlign over the maps 0, 1, 2, 3 with a square output "
@@ -198,14 +210,14 @@ def _atlas_roi_align(pool: nn.Module, layout: AtlasLayout, scales: list[float]) 
     return AtlasRoIAlign(layout, scales, side, pool.sampling_ratio, pool.canonical_scale, pool.canonical_level)
 
 
-def _transposed_as_cells(conv: nn.ConvTranspose2d) -> nn.Conv2d:
+def _transposed_as_cells(conv: Any) -> nn.Conv2d:
     """``ConvTranspose2d(c_in, c, 2, 2)`` as a 1 x 1 convolution to 4*c channels, in the order (dy, dx, c)."""
     if conv.kernel_size != (2, 2) or conv.stride != (2, 2) or conv.padding != (0, 0):
         raise GraphError(f"the mask predictor upsamples by {conv}; expected kernel 2, stride 2, no padding")
     cells = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 1)
-    cells.weight.data = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.in_channels, 1, 1).clone()
-    cells.bias.data = conv.bias.repeat(4)
-    return cells.requires_grad_(False)
+    cells.weight = nn.Parameter(conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.in_channels, 1, 1).detach(), False)
+    cells.bias = nn.Parameter(conv.bias.repeat(4).detach(), False)
+    return cells
 
 
 def _pyramid_shapes(model: MaskRCNN, height: int, width: int) -> list[tuple[int, int]]:

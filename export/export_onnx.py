@@ -62,7 +62,7 @@ def export_onnx(
         GraphError: the graph breaks a rule, see ``wnlb.export.lint``.
         VerificationError: the file computes something else than the model.
     """
-    configure(model, options)
+    configure(model.float(), options)
     on_step("fold")
     graph = DeployGraph(model, options)
     on_plan(graph.plans)
@@ -81,7 +81,7 @@ def export_onnx(
 
 def configure(model: MaskRCNN, options: ExportOptions) -> None:
     """Give the eager model the counts and thresholds of ``options``, and evaluation mode."""
-    model.eval().float()
+    model.eval()
     for name, attribute in (("pre_nms_top_n", "_pre_nms_top_n"), ("post_nms_top_n", "_post_nms_top_n")):
         if (count := getattr(options, name)) is not None:
             getattr(model.rpn, attribute)["testing"] = count
@@ -161,4 +161,6 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
         ) from error
     finally:
         logger.setLevel(level)
+    if program is None:
+        raise GraphError(f"PyTorch {torch.__version__} returned no graph; torch 2.9 or later is expected")
     return program.model_proto

@@ -1,6 +1,6 @@
 """Detection operations whose every shape is known before they run.
 
-All boxes are x1 y1 x2 y2 in input pixels, float32, unless said otherwise.
+All boxes are x1 y1 x2 y2 in input pixels, floating-point, unless said otherwise.
 """
 
 from __future__ import annotations
@@ -151,6 +151,10 @@ class AtlasRoIAlign(nn.Module):
             "Feature Pyramid Networks", equation 1).
     """
 
+    area_thresholds: Tensor  # [L - 1] input pixels^2
+    level_table: Tensor  # [L, 5] scale, width, height, x, y
+    points: Tensor  # [P] in 0..1
+
     def __init__(
         self,
         layout: AtlasLayout,
@@ -171,7 +175,7 @@ class AtlasRoIAlign(nn.Module):
         ]
         points = (torch.arange(output_size * sampling_ratio) + 0.5) / (output_size * sampling_ratio)
         self.register_buffer("area_thresholds", torch.tensor(sides) ** 2, persistent=False)
-        self.register_buffer("level_table", torch.tensor(table, dtype=torch.float32), persistent=False)
+        self.register_buffer("level_table", torch.tensor(table) * 1.0, persistent=False)
         self.register_buffer("points", points, persistent=False)
 
     def forward(self, atlas: Tensor, boxes: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -114,7 +115,7 @@ def eager_detections(model: MaskRCNN, images: NDArray[np.uint8]) -> tuple[list[A
     """
     batch, height, width = images.shape[:3]
     with torch.no_grad():
-        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(next(model.parameters()).dtype) / 255
         batched = ImageList(torch.stack([model.transform.normalize(image) for image in x]), [(height, width)] * batch)
         features = OrderedDict(model.backbone(batched.tensors))
         proposals, _ = model.rpn(batched, features)
@@ -200,7 +201,7 @@ def _nms_margins(graph: DeployGraph, features: list[Tensor]) -> tuple[dict[str, 
         boxes, _, valid = graph.rpn.ranked(features)
         chains = {"proposals": graph.rpn.nms.chain_length(boxes.flatten(0, 1), valid.flatten(0, 1))}
         proposals, real = graph.rpn(features)
-        detect = graph.detect
+        detect: Any = graph.detect
         boxes, _, labels, valid = detect.ranked(detect.layout.build(features[:4]), proposals, real)
         chains["detections"] = detect.nms.chain_length(boxes, valid, labels)
         cut_off = (valid.sum(1) == valid.shape[1]) & (detect.nms(boxes, valid, labels).sum(1) < detect.detections)

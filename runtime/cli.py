@@ -45,10 +45,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see '{self.prog} --help'\n")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # a help text that nobody reads any more must fail here, not when Python ends
+        super().exit(status, message)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    # Read when OpenCV is loaded: its own lines about a bad file would stand around our one.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     chosen = next((word for word in argv if word in COMMANDS), None)
     parser = Parser(
         prog="wnlb",
@@ -81,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        return _refuse(f"wnlb {chosen}: error: {error}", 2)
     except KeyboardInterrupt:
         return _refuse(f"wnlb {chosen}: interrupted", 130)
 

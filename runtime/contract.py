@@ -61,15 +61,20 @@ class Contract:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        for name in ("class_names", "pad_rgb", "mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
         _check(self.format == FORMAT, "format", self.format, f"{FORMAT}; use the wnlb version that wrote the file")
+        for name, kind in (("class_names", str), ("pad_rgb", int), ("mean", (int, float)), ("std", (int, float))):
+            value = getattr(self, name)
+            fits = isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
+            fits = fits and (len(value) >= 1 if kind is str else len(value) == 3)
+            _check(fits, name, value, "a list of at least one name" if kind is str else "three numbers")
+            object.__setattr__(self, name, tuple(value))
+        _check(min(self.pad_rgb) >= 0 and max(self.pad_rgb) <= 255, "pad_rgb", self.pad_rgb, "numbers from 0 to 255")
         for name in ("batch", "detections", "pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds"):
             value = getattr(self, name)
-            _check(isinstance(value, int) and value >= 1, name, value, "a whole number from 1 up")
+            _check(type(value) is int and value >= 1, name, value, "a whole number from 1 up")
         for name in ("height", "width"):
             value = getattr(self, name)
-            fits = isinstance(value, int) and value >= 64 and value % 32 == 0
+            fits = type(value) is int and value >= 64 and value % 32 == 0
             _check(fits, name, value, "a multiple of 32 from 64 up")
         for name in ("score_threshold", "nms_threshold", "rpn_nms_threshold"):
             value = getattr(self, name)
@@ -77,7 +82,8 @@ class Contract:
         _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
         _check(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, " or ".join(INTERPOLATIONS))
         _check(self.masks in MASKS, "masks", self.masks, " or ".join(MASKS))
-        _check(len(self.class_names) >= 1, "class_names", self.class_names, "at least one name")
+        _check(isinstance(self.attention, dict), "attention", self.attention, "an object of level to form")
+        _check(isinstance(self.input_name, str), "input_name", self.input_name, "a name")
         _check(self.layout == "NHWC" and self.color == "RGB", "layout", f"{self.layout} {self.color}", "NHWC RGB")
 
     @property

@@ -77,10 +77,12 @@ class Geometry:
         resized = frame_bgr
         if (placement.height, placement.width) != frame_bgr.shape[:2]:
             size = (placement.width, placement.height)
-            resized = cv2.resize(frame_bgr, size, interpolation=_INTERPOLATION[self.interpolation])
+            resized = np.asarray(
+                cv2.resize(frame_bgr, size, interpolation=_INTERPOLATION[self.interpolation]), np.uint8
+            )
         out[placement.height :] = self.pad_rgb
         out[: placement.height, placement.width :] = self.pad_rgb
-        out[: placement.height, : placement.width] = resized[..., ::-1]
+        out[: placement.height, : placement.width] = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
         return out, placement
 
 

@@ -37,7 +37,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WnlbError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected an ONNX file")
     try:
-        model = onnx.load(path, load_external_data=False)
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, OSError, ValueError) as error:
         raise WnlbError(f"{path} is not a readable ONNX file: {error}") from error
     if not model.graph.node:
@@ -62,6 +62,8 @@ def _described(value: Any) -> str:
     from onnx import helper
 
     tensor = value.type.tensor_type
+    if not tensor.elem_type:  # a sequence, an optional, or not stated
+        return value.type.WhichOneof("value") or "unknown"
     dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
     name = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return f"{name} [{', '.join(map(str, dims))}]"

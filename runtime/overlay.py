@@ -37,7 +37,8 @@ def draw(frame_bgr: NDArray[np.uint8], detections: Detections, class_names: Sequ
         if detections.masks is not None:
             _draw_mask(picture, detections.masks[i].x, detections.masks[i].y, detections.masks[i].pixels, color)
         x1, y1, x2, y2 = (round(float(v)) for v in detections.boxes[i])
-        cv2.rectangle(picture, (x1, y1), (x2, y2), color, thickness, cv2.LINE_AA)
+        corner = (min(x2, picture.shape[1] - 1), min(y2, picture.shape[0] - 1))  # the frame's edge is past its pixels
+        cv2.rectangle(picture, (x1, y1), corner, color, thickness, cv2.LINE_AA)
     for i in reversed(range(len(detections))):
         name = class_names[int(detections.labels[i]) - 1]
         _draw_label(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from wnlb.runtime.errors import PictureError
 
 PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"))
+# Scan data has no 0xff but before 0x00 (stuffing) and d0..d7 (restarts): this is a segment, or d9, the end.
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")
 
 
 def read_picture(path: Path | str) -> NDArray[np.uint8]:
@@ -35,13 +38,35 @@ def read_picture(path: Path | str) -> NDArray[np.uint8]:
         raise PictureError(f"picture {path} cannot be decoded: {error.err}") from error
     if picture is None or picture.size == 0:
         raise PictureError(f"picture {path} is damaged or of an unknown format; expected JPEG, PNG, TIFF, WebP or BMP")
-    return picture
+    return np.asarray(picture, np.uint8)
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end. OpenCV fills the missing part with grey and says nothing."""
-    if data.startswith(b"\xff\xd8"):  # the end marker must follow the last start of scan
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    """Whether a JPEG or PNG lacks its end. OpenCV fills the missing part with grey and says nothing.
+
+    The segments are walked: a thumbnail before the end, or a film that a telephone put after it, has end markers too.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return not _jpeg_ends(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return b"IEND" not in data[-1024:]
+        return not _png_ends(data)
+    return False
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    position = 2
+    while found := _JPEG_MARKER.search(data, position):
+        position = found.end()
+        if data[position - 1] == 0xD9:
+            return True
+        position += int.from_bytes(data[position : position + 2], "big")
+    return False
+
+
+def _png_ends(data: bytes) -> bool:
+    position = 8
+    while kind := data[position + 4 : position + 8]:
+        if kind == b"IEND":
+            return True
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
     return False

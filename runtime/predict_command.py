@@ -58,11 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise WnlbError("--show needs a display, and DISPLAY is not set; leave it out and look at the written overlays")
     source = open_source(arguments.source)
     output: Path = arguments.output
-    _prepare_output(output, arguments.source)
+    _prepare_output(output, source)
     options = {"score_threshold": arguments.score_threshold, "device": arguments.device, "threads": arguments.threads}
     with Predictor(arguments.model, **options) as predictor:
         session = _Session(predictor, source, output, arguments.show)
-        bar = tqdm(total=len(source) or None, unit="frame", disable=arguments.quiet, file=sys.stderr, leave=False)
+        hidden = arguments.quiet or None  # None: where stderr is no terminal
+        bar = tqdm(total=len(source) or None, unit="frame", disable=hidden, file=sys.stderr, leave=False)
         with bar:
             try:
                 for name in session.frames():
@@ -168,12 +169,12 @@ class _Session:
         """Counts, and the time of each stage."""
         frames = len(self.frame_sizes)
         classes = ", ".join(f"{name} {count}" for name, count in self.found.most_common()) or "none"
+        stages = {stage: self.times_ms[stage] for stage in STAGES if self.times_ms[stage]}
         rows = [
             (stage, f"{np.median(times):.1f}", f"{np.mean(times):.1f}", f"{np.max(times):.1f}")
-            for stage in STAGES
-            if (times := self.times_ms[stage])
+            for stage, times in stages.items()
         ]
-        total = sum(float(np.mean(self.times_ms[stage])) for stage in STAGES)
+        total = sum(float(np.mean(times)) for times in stages.values())
         failed = f", {len(self.failures)} could not be read" if self.failures else ""
         return "\n".join(
             [
@@ -187,16 +188,20 @@ class _Session:
         )
 
 
-def _prepare_output(output: Path, source: str) -> None:
+def _prepare_output(output: Path, source: Source) -> None:
     """Make the folder; refuse one that the overlays would overwrite the pictures in."""
-    path = Path(source)
-    folder = path if path.is_dir() else path.parent
-    if not source.isdecimal() and folder.resolve() == output.resolve():
+    read_from = {path.resolve().parent for path in source.paths.values()}
+    written_to = {(output / name).parent.resolve() for name in source.paths}
+    if read_from & written_to:
         raise WnlbError(f"output {output} is the folder of the pictures, which would be overwritten; choose another")
+    _make_folder(output)
+
+
+def _make_folder(folder: Path) -> None:
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WnlbError(f"output folder {output} cannot be made: {error.strerror}") from error
+        raise WnlbError(f"output folder {folder} cannot be made: {error.strerror}") from error
 
 
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -206,6 +211,7 @@ def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     encoded, data = cv2.imencode(suffix, picture)
     if not encoded:
         raise WnlbError(f"overlay {path} cannot be encoded as {suffix}")
+    _make_folder(path.parent)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.tobytes())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from wnlb.runtime.pictures import PICTURE_SUFFIXES, read_picture
 class Frame:
     """One frame of a source, or the reason why it could not be read."""
 
-    name: str  # of the picture file, or VIDEO_000042
+    name: str  # of the picture file, from the folder that all have in common; or VIDEO_000042
     pixels: NDArray[np.uint8] | None  # uint8 BGR [h, w, 3]
     error: str = ""
 
@@ -31,17 +32,18 @@ class PictureSource:
     fps = 0.0
 
     def __init__(self, paths: list[Path]) -> None:
-        self._paths = paths
+        common = Path(os.path.commonpath([path.parent for path in paths]))
+        self.paths = {path.relative_to(common).as_posix(): path for path in paths}  # by the name of the frame
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
-        for path in self._paths:
+        for name, path in self.paths.items():
             try:
-                yield Frame(path.name, read_picture(path))
+                yield Frame(name, read_picture(path))
             except PictureError as error:
-                yield Frame(path.name, None, str(error))
+                yield Frame(name, None, str(error))
 
 
 class VideoSource:
@@ -50,12 +52,13 @@ class VideoSource:
     is_video = True
 
     def __init__(self, where: str | int) -> None:
-        what = f"camera {where}" if isinstance(where, int) else f"video {where}"
+        self._what = f"camera {where}" if isinstance(where, int) else f"video {where}"
         self._capture = cv2.VideoCapture(where)
         if not self._capture.isOpened():
             self._capture.release()
-            raise PictureError(f"{what} cannot be opened; check that it exists and that this OpenCV can read it")
+            raise PictureError(f"{self._what} cannot be opened; check that it exists and that this OpenCV can read it")
         self._name = f"camera{where}" if isinstance(where, int) else Path(where).stem
+        self.paths = {} if isinstance(where, int) else {self._name: Path(where)}
         frames = 0 if isinstance(where, int) else int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._frames = max(frames, 0)
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
@@ -75,6 +78,8 @@ class VideoSource:
                 number += 1
         finally:
             self._capture.release()
+        if not number:
+            raise PictureError(f"{self._what} holds no frame that can be decoded")
 
 
 Source = PictureSource | VideoSource

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from wnlb.export.checkpoint import save_checkpoint
 from wnlb.export.model import BACKBONES, PLACEMENTS, ModelConfig, blocks_by_level, model_from_config
@@ -39,6 +40,10 @@ def fresh_model(config: ModelConfig, seed: int = 0, size: int = 128) -> MaskRCNN
                 block.w.fill_(0.3)
             if hasattr(block, "theta"):  # logits of the order of 1: hard attention would amplify rounding
                 block.theta.weight.mul_(block.inner_channels**-0.5)
+        for unit in model.backbone.body.modules():  # as after training: residual branches that add a little each
+            if isinstance(unit, (BasicBlock, Bottleneck)):
+                last = unit.bn3 if isinstance(unit, Bottleneck) else unit.bn2
+                last.weight.fill_(0.2)
         images = _scenes(size)
         _settle_batch_norms(model.backbone, images)
         model.eval()

@@ -1,0 +1,28 @@
+"""A small real model, exported once per test process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_models import small_config, small_model
+
+from wnlb.export.checkpoint import load_checkpoint, save_checkpoint
+from wnlb.export.export_onnx import export_onnx
+from wnlb.export.options import ExportOptions
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
+    save_checkpoint(small_model(), small_config(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_model_path(small_checkpoint_path: Path) -> Path:
+    """64 x 96 input, LIS's classes, many nonsense detections."""
+    path = small_checkpoint_path.with_name("small.onnx")
+    model, config = load_checkpoint(small_checkpoint_path)
+    export_onnx(model, path, ExportOptions(64, 96), class_names=config.class_names)
+    return path

@@ -1,0 +1,97 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+
+def wnlb(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_export_prints_plan_and_verification_and_predict_reads_the_file(
+    tmp_path: Path, small_checkpoint_path: Path
+) -> None:
+    classes = tmp_path / "names.txt"
+    classes.write_text("\n".join("abcdefgh"))
+    output = tmp_path / "model.onnx"
+    run = wnlb("export", small_checkpoint_path, "-o", output, "--size", "64x64", "--classes", classes)
+    assert run.returncode == 0, run.stderr
+    for said in ("resnet18, 8 classes", "GFLOP", "c2     standard", "nothing to detect", "wrote"):
+        assert said in run.stdout
+    shown = json.loads(wnlb("inspect", output, "--json").stdout)
+    assert shown["contract"]["class_names"] == list("abcdefgh")
+    assert shown["inputs"] == {"image": "uint8 [1, 64, 64, 3]"}
+    text = wnlb("inspect", output).stdout
+    assert "attention: c2 embedded/standard" in text
+    assert shown["sha256"] in text
+
+
+def test_export_as_json(tmp_path: Path, small_checkpoint_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    options = (
+        "--size",
+        "64x64",
+        "--set",
+        "mode=dot",
+        "--masks",
+        "none",
+        "--detections",
+        7,
+        "--interpolation",
+        "nearest",
+    )
+    run = wnlb("export", small_checkpoint_path, "-o", output, *options, "--json")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    told = json.loads(run.stdout)
+    assert [plan["mode"] for plan in told["plan"]] == ["dot"] * 4
+    assert [case["missing"] for case in told["verification"]] == [0, 0, 0]
+    assert told["contract"]["interpolation"] == "nearest"
+    assert [o.name for o in onnx.load(output).graph.output] == ["boxes", "scores", "labels", "count"]
+
+
+def test_failed_verification_exits_with_1_and_leaves_nothing(tmp_path: Path, small_checkpoint_path: Path) -> None:
+    output = tmp_path / "model.onnx"
+    run = wnlb("export", small_checkpoint_path, "-o", output, "--size", "64x96", "--nms-rounds", 1, "--json")
+    assert run.returncode == 1
+    assert "needs" in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--size", "64"), "expected HEIGHTxWIDTH"),
+        (("--size", "100x100"), "multiple of 32"),
+        (("--size", "64x64", "--attention-memory", "lots"), "expected a size such as"),
+        (("--size", "64x64", "--classes", "no/such/file"), "cannot be read"),
+        (("--size", "64x64", "--set", "mode"), "expected NAME=VALUE"),
+        (("--size", "64x64", "--set", "mode=scaled"), "expected one of embedded"),
+        (("--size", "64x64", "--set", "fpn_channels=16"), "misshapen"),
+        (("--size", "64x64", "--batch", "two"), "invalid int value"),
+        (("--size", "64x64", "--precision", "int4"), "invalid choice"),
+        ((), "required: --size"),
+    ],
+)
+def test_bad_arguments_get_one_line(
+    tmp_path: Path, small_checkpoint_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    run = wnlb("export", small_checkpoint_path, "-o", tmp_path / "model.onnx", *arguments, "--json")
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert run.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_checkpoint_and_missing_folder(tmp_path: Path, small_checkpoint_path: Path) -> None:
+    for checkpoint, output, said in (
+        (tmp_path / "none.pth", tmp_path / "m.onnx", "does not exist"),
+        (small_checkpoint_path, tmp_path / "no" / "m.onnx", "create it"),
+    ):
+        run = wnlb("export", checkpoint, "-o", output, "--size", "64x64", "--json")
+        assert (run.returncode, run.stderr.count("\n")) == (2, 1)
+        assert said in run.stderr

@@ -1,0 +1,229 @@
+"""Whole exports: verified in ONNX Runtime by the export itself, then built into an engine by TensorRT-RTX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from small_models import small_model
+
+from wnlb.export import export_onnx as stage
+from wnlb.export.export_onnx import ExportReport, export_onnx
+from wnlb.export.lint import lint
+from wnlb.export.options import ExportOptions
+from wnlb.export.passes import name_by_module, set_metadata
+from wnlb.export.verify import dark_scene, match
+from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.errors import GraphError, VerificationError, WnlbError
+
+# Every mode, placement and backbone, batch 2, chunked attention, no masks, no blocks, each in one file at least.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "embedded inline resnet18": ({}, {"attention_memory": 2**20, "height": 192}),
+    "gaussian lateral resnet34": ({"mode": "gaussian", "placement": "lateral", "backbone": "resnet34"}, {}),
+    "dot fpn resnet50, batch 2": ({"mode": "dot", "placement": "fpn", "backbone": "resnet50"}, {"batch": 2}),
+    "concatenate inline resnet101": ({"mode": "concatenate", "backbone": "resnet101"}, {"width": 64}),
+    "unweighted, no masks": ({"weighted": False}, {"masks": "none", "width": 160}),
+    "no blocks, few proposals": ({"levels": ()}, {"post_nms_top_n": 50, "detections": 10, "candidates": 200}),
+}
+
+
+def build_in_tensorrt_rtx(file: Path) -> int:
+    """Parse and build on the CPU; returns the engine's size in bytes."""
+    pytest.importorskip(
+        "tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install 'wnlb-deploy[tensorrt-rtx]'"
+    )
+    import tensorrt_rtx_bindings.tensorrt_rtx as trt
+
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+    parsed = parser.parse_from_file(str(file))
+    assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    engine = builder.build_serialized_network(network, builder.create_builder_config())
+    assert engine is not None
+    return int(engine.nbytes)
+
+
+def export(path: Path, fields: dict[str, Any], options: dict[str, Any]) -> ExportReport:
+    return export_onnx(small_model(**fields), path, ExportOptions(**{"height": 64, "width": 96, **options}))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_export_verify_and_build(tmp_path: Path, variant: str) -> None:
+    path = tmp_path / "model.onnx"
+    report = export(path, *VARIANTS[variant])
+    assert [case.name for case in report.cases] == ["noise", "dark scene", "nothing to detect"]
+    assert report.cases[0].detections > 0
+    assert report.cases[2].detections == 0
+    file = onnx.load(path)
+    contract = Contract.from_json({e.key: e.value for e in file.metadata_props}[METADATA_KEY])
+    assert contract == report.contract
+    lint(file, contract)  # as it lies on disk
+    if "attention_memory" in VARIANTS[variant][1]:
+        assert report.plans[0].chunks > 1
+        assert sum(node.op_type == "Softmax" and "layer1.wnlb" in node.name for node in file.graph.node) > 1
+    assert build_in_tensorrt_rtx(path) > 1e6
+
+
+def test_nodes_are_named_after_their_modules_and_tell_no_paths(small_model_path: Path) -> None:
+    file = onnx.load(small_model_path)
+    names = [node.name for node in file.graph.node]
+    assert len(set(names)) == len(names)
+    for expected in ("body.conv1/Conv", "body.layer1.wnlb.theta/Conv", "fpn.inner_blocks.0.0/Conv", "rpn.nms/MatMul"):
+        assert expected in names
+    assert b"site-packages" not in small_model_path.read_bytes()
+    before = file.SerializeToString(deterministic=True)
+    assert not name_by_module(file)
+    assert not set_metadata(file, {})
+    assert file.SerializeToString(deterministic=True) == before
+
+
+def test_a_failed_verification_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One weight of the file is changed behind the exporter's back: the comparison must notice."""
+    trace = stage.trace
+
+    def trace_and_damage(*arguments: Any) -> onnx.ModelProto:
+        file = trace(*arguments)
+        weight = next(t for t in file.graph.initializer if t.name == "detect.box_predictor.cls_score.bias")
+        damaged = onnx.numpy_helper.to_array(weight) + np.eye(1, 9, 2, dtype=np.float32)[0] * 0.01
+        weight.CopyFrom(onnx.numpy_helper.from_array(damaged, weight.name))
+        return file
+
+    monkeypatch.setattr(stage, "trace", trace_and_damage)
+    with pytest.raises(VerificationError, match=r"noise: .*scores differ by") as failed:
+        export(tmp_path / "model.onnx", {}, {})
+    assert failed.value.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_nms_rounds_or_candidates_fail_the_verification(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"NMS of the proposals needs \d+ rounds, more than the 1 of"):
+        export(tmp_path / "model.onnx", {}, {"nms_rounds": 1})
+    with pytest.raises(VerificationError, match="more candidates pass the score threshold than --candidates"):
+        export(tmp_path / "model.onnx", {}, {"candidates": 60, "nms_threshold": 0.1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_class_names_must_fit(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="2 class names for 8 classes"):
+        export_onnx(small_model(), tmp_path / "m.onnx", ExportOptions(64, 64), class_names=("a", "b"))
+
+
+def detections(boxes: list[list[float]], scores: list[float], labels: list[int], rows: int) -> dict[str, np.ndarray]:
+    padding = rows - len(scores)
+    return {
+        "boxes": np.array(boxes + [[0.0] * 4] * padding, np.float32).reshape(-1, 4),
+        "scores": np.array(scores + [0.0] * padding, np.float32),
+        "labels": np.array(labels + [0] * padding),
+        "count": np.array(len(scores)),
+    }
+
+
+def test_matching_is_one_to_one_and_knows_the_cuts() -> None:
+    a, b = [0.0, 0, 9, 9], [50.0, 0, 90, 90]
+    eager = detections([a, b, b], [0.9, 0.8, 0.05005], [1, 2, 2], 3)
+    same = detections([b, a], [0.8, 0.9], [2, 1], 5)
+    assert match(eager, same, 0.05) == ([(0, 1), (1, 0)], 0, 0)  # the third is at the threshold
+    assert match(eager, same, 0.01)[1:] == (1, 0)
+    assert match(eager, detections([a, a], [0.9, 0.9], [1, 1], 5), 0.05)[1:] == (1, 1)
+    assert match(eager, detections([a, b], [0.9, 0.8], [1, 3], 5), 0.05)[1:] == (1, 1)
+    assert match(eager, detections([], [], [], 5), 0.05)[1:] == (2, 0)
+    full = detections([a], [0.9], [1], 1)  # the second falls off the end of a full output only if it is weaker
+    assert match(detections([a, b], [0.9, 0.9], [1, 2], 2), full, 0.05)[1:] == (0, 0)
+    assert match(detections([b, a], [0.95, 0.9], [2, 1], 2), full, 0.05)[1:] == (1, 0)
+
+
+def test_dark_scene_is_dark_and_not_flat() -> None:
+    scene = dark_scene((2, 64, 96, 3))
+    assert scene.mean() < 50
+    assert scene.std() > 5
+    assert not np.array_equal(scene[0], scene[1])
+    assert np.array_equal(scene, dark_scene((2, 64, 96, 3)))
+
+
+def graph(*nodes: onnx.NodeProto, shape: list[int | str] | None = None) -> tuple[onnx.ModelProto, Contract]:
+    """A model with the interface of a contract, whose outputs come from constants, and ``nodes`` beside them."""
+    contract = Contract(1, 64, 64, ("a",), 4, 0.05, 0.5, 0.7, 10, 10, 10, 5, masks="none")
+    outputs, initializers = [], []
+    for name, size in contract.output_shapes.items():
+        kind = TensorProto.INT32 if name in ("labels", "count") else TensorProto.FLOAT
+        outputs.append(helper.make_tensor_value_info(name, kind, size))
+        initializers.append(helper.make_tensor(f"{name}0", kind, size, np.zeros(int(np.prod(size)))))
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape or contract.input_shape)
+    reshapes = [helper.make_node("Mul", [f"{n}0", f"{n}0"], [n]) for n in contract.output_shapes]
+    initializers.append(helper.make_tensor("k", TensorProto.INT64, [1], [4000]))
+    made = helper.make_graph([*reshapes, *nodes], "g", [image], outputs, initializers)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)]), contract
+
+
+CAST = helper.make_node("Cast", ["image"], ["x"], to=TensorProto.FLOAT)
+RULES = {
+    "operator is not allowed": ([CAST, helper.make_node("NonZero", ["x"], ["y"])], "operator NonZero is not allowed"),
+    "foreign domain": (
+        [CAST, helper.make_node("Relu", ["x"], ["y"], domain="com.example")],
+        r"operator com\.example\.Relu is not allowed",
+    ),
+    "input is not cast first": (
+        [helper.make_node("Transpose", ["image"], ["x"], perm=[0, 3, 1, 2])],
+        r"input goes into .*\(Transpose\), expected Cast",
+    ),
+    "TopK too large": ([CAST, helper.make_node("TopK", ["x", "k"], ["y", "i"], axis=1)], "takes the best 4000"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_lint_finds_each_broken_rule(rule: str) -> None:
+    nodes, said = RULES[rule]
+    model, contract = graph(*nodes)
+    if rule == "TopK too large":
+        model.graph.node[-1].input[0] = "wide"
+        model.graph.initializer.append(helper.make_tensor("wide", TensorProto.FLOAT, [1, 5000], np.zeros(5000)))
+    with pytest.raises(GraphError, match=said):
+        lint(model, contract)
+
+
+def test_lint_wants_static_shapes_and_the_contracts_interface() -> None:
+    lint(*graph(CAST))
+    model, contract = graph(CAST, shape=["n", 64, 64, 3])
+    with pytest.raises(GraphError, match=r"input image is uint8 \['n', 64, 64, 3\], expected uint8 \[1, 64, 64, 3\]"):
+        lint(model, contract)
+    model, contract = graph(CAST)
+    del model.graph.output[0]
+    with pytest.raises(GraphError, match="output boxes is absent, expected float"):
+        lint(model, contract)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"height": 63},
+        {"width": 100},
+        {"height": 32},
+        {"batch": 0},
+        {"detections": 4000},
+        {"candidates": 0},
+        {"score_threshold": 1.5},
+        {"nms_threshold": -0.1},
+        {"masks": "full"},
+        {"resize": "crop"},
+        {"attention_memory": 5},
+    ],
+)
+def test_bad_options_are_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(WnlbError, match="expected"):
+        ExportOptions(**{"height": 64, "width": 64, **options})
+
+
+def test_exported_file_gives_the_same_after_a_change_of_threads(small_model_path: Path) -> None:
+    from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
+
+    image = {"image": dark_scene((1, 64, 96, 3))}
+    one, two = (OnnxRuntimeBackend(small_model_path, device="cpu", threads=n).run(image) for n in (1, 2))
+    assert one["count"] > 0
+    assert torch.equal(torch.from_numpy(one["labels"]), torch.from_numpy(two["labels"]))
+    np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)

@@ -1,0 +1,115 @@
+"""The command as a subprocess, and a model file whose answers are known."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from wnlb.runtime.contract import METADATA_KEY, Contract
+
+NODES = [
+    helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+    helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
+    helper.make_node("Div", ["mean", "white"], ["brightness"]),
+    helper.make_node("Unsqueeze", ["brightness", "one"], ["first"]),
+    helper.make_node("Mul", ["first", "half"], ["second"]),
+    helper.make_node("Concat", ["first", "second"], ["scores"], axis=1),
+    *(helper.make_node("Identity", [f"{name}_value"], [name]) for name in ("boxes", "labels", "masks", "count")),
+]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self) -> str:
+        """The message of a command that says one line and exits with 2."""
+        assert self.code == 2, self
+        assert self.out == "", self
+        assert self.err.startswith("wnlb"), self
+        assert self.err.endswith("\n"), self
+        assert self.err.count("\n") == 1, self
+        return self.err.strip()
+
+
+@pytest.fixture(scope="session")
+def wnlb() -> Callable[..., Ran]:
+    """Runs ``wnlb`` with these words in a process of its own, without a display."""
+
+    def run(*words: object, cwd: Path | None = None) -> Ran:
+        hidden = ("DISPLAY", "WAYLAND_DISPLAY", "OPENCV_LOG_LEVEL", "OPENCV_FFMPEG_LOGLEVEL")
+        env = {key: value for key, value in os.environ.items() if key not in hidden}
+        command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=60, check=False)
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_contract() -> Callable[..., Contract]:
+    """A contract of a 64 x 96 model with two rows, but for the entries given."""
+
+    def make(**entries: object) -> Contract:
+        counts = dict.fromkeys(("pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds", "batch"), 1)
+        thresholds = {"score_threshold": 0.0, "nms_threshold": 0.5, "rpn_nms_threshold": 0.7}
+        shape = {"height": 64, "width": 96, "class_names": ("lamp", "dark cat"), "detections": 2}
+        return Contract(**{**counts, **thresholds, **shape, **entries})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]:
+    """Writes a model file, for a batch of two, that finds the same two boxes in every frame.
+
+    A lamp, with the input's mean brightness as its score, at 8 16 40 48; and a dark cat with half of that at
+    32 0 96 64. Every pixel of both masks is set.
+    """
+
+    def write(path: Path, contract: Contract | None = None, **metadata: str) -> Path:
+        contract = contract or make_contract(batch=2)
+        batch, shapes = contract.batch, contract.output_shapes
+        values = {
+            "axes": np.array([1, 2, 3], np.int64),
+            "one": np.array([1], np.int64),
+            "white": np.array(255, np.float32),
+            "half": np.array(0.5, np.float32),
+            "boxes_value": np.tile(np.array([[8, 16, 40, 48], [32, 0, 96, 64]], np.float32), (batch, 1, 1)),
+            "labels_value": np.tile(np.array([1, 2], np.int32), (batch, 1)),
+            "masks_value": np.ones((batch, 2, 28, 28), np.float32),
+            "count_value": np.full(batch, 2, np.int32),
+        }
+        kinds = {"labels": TensorProto.INT32, "count": TensorProto.INT32}
+        graph = helper.make_graph(
+            [node for node in NODES if node.output[0] != "masks" or "masks" in shapes],
+            "planted",
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, contract.input_shape)],
+            [helper.make_tensor_value_info(n, kinds.get(n, TensorProto.FLOAT), s) for n, s in shapes.items()],
+            [numpy_helper.from_array(value, name) for name, value in values.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        helper.set_model_props(model, metadata or {METADATA_KEY: contract.to_json()})
+        onnx.save(model, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def planted_model_path(tmp_path_factory: pytest.TempPathFactory, planted_model: Callable[..., Path]) -> Path:
+    return planted_model(tmp_path_factory.mktemp("planted") / "planted.onnx")

@@ -1,0 +1,126 @@
+import dataclasses
+import json
+
+import pytest
+
+from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.errors import ContractError
+
+REQUIRED = {
+    "batch": 1,
+    "height": 64,
+    "width": 96,
+    "class_names": ["lamp", "dark cat"],
+    "detections": 100,
+    "score_threshold": 0.05,
+    "nms_threshold": 0.5,
+    "rpn_nms_threshold": 0.7,
+    "pre_nms_top_n": 1000,
+    "post_nms_top_n": 1000,
+    "candidates": 1000,
+    "nms_rounds": 20,
+}
+OPTIONAL = {
+    "resize": "stretch",
+    "interpolation": "nearest",
+    "pad_rgb": [0, 128, 255],
+    "mean": [0.1, 0.2, 0.3],
+    "std": [1.0, 2.0, 3.0],
+    "masks": "none",
+    "precision": "int8",
+    "attention": {"c2": "embedded/standard"},
+    "opset": 18,
+    "tool_version": "0.1.0",
+    "checkpoint_sha256": "ab",
+}
+
+
+def written(**entries: object) -> str:
+    return json.dumps({"format": 1, **REQUIRED, **entries})
+
+
+@pytest.mark.parametrize("entries", [REQUIRED, {**REQUIRED, **OPTIONAL}], ids=["required", "all"])
+def test_json_round_trip(entries):
+    contract = Contract(**entries)
+    again = Contract.from_json(contract.to_json())
+    assert again == contract
+    assert {name: value for name, value in json.loads(again.to_json()).items() if name in entries} == entries
+
+
+def test_files_of_format_1_stay_readable():
+    """These names are in files that users have: changing one needs a new format number."""
+    assert METADATA_KEY == "wnlb.contract"
+    fixed = {"input_name": "image", "layout": "NHWC", "color": "RGB", "format": 1}
+    assert json.loads(Contract(**REQUIRED, **OPTIONAL).to_json()) == {**REQUIRED, **OPTIONAL, **fixed}
+
+
+def test_shapes_with_and_without_masks():
+    contract = Contract(**{**REQUIRED, "batch": 3})
+    assert contract.input_shape == (3, 64, 96, 3)
+    expected = {"boxes": (3, 100, 4), "scores": (3, 100), "labels": (3, 100), "masks": (3, 100, 28, 28), "count": (3,)}
+    assert list(contract.output_shapes.items()) == list(expected.items())
+    del expected["masks"]
+    assert list(dataclasses.replace(contract, masks="none").output_shapes.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in ("batch", "detections", "pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds")),
+        *((name, value) for name in ("height", "width") for value in (0, 32, 65, -64, 64.0, "64", None)),
+        *(
+            (name, value)
+            for name in ("score_threshold", "nms_threshold", "rpn_nms_threshold")
+            for value in (-0.1, 1.1, float("nan"), "0.5", None)
+        ),
+        ("batch", 1.0),
+        ("batch", True),
+        ("resize", "crop"),
+        ("interpolation", "cubic"),
+        ("interpolation", ["bilinear"]),
+        ("masks", "full"),
+        ("class_names", []),
+        ("class_names", "lamp"),
+        ("class_names", [1, 2]),
+        ("class_names", None),
+        ("pad_rgb", [0, 0]),
+        ("pad_rgb", [0, 0, 256]),
+        ("pad_rgb", [0, 0.5, 1]),
+        ("mean", [0.5]),
+        ("std", 1),
+        ("attention", "embedded"),
+        ("input_name", ["image"]),
+        ("layout", "NCHW"),
+    ],
+)
+def test_a_bad_entry_is_named_with_what_was_got(name, value):
+    with pytest.raises(ContractError) as refused:
+        Contract.from_json(written(**{name: value}))
+    assert name in str(refused.value)
+    assert str(value).strip("[]") in str(refused.value)
+    assert "expected" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[]", "list"),
+        ("3", "int"),
+        ("null", "NoneType"),
+        ("{}", "format is None"),
+        (json.dumps({"format": 2, **REQUIRED}), "format is 2"),
+        (written(colour="RGB", zoom=1), "unknown entries colour, zoom"),
+        (
+            json.dumps({"format": 1, **{name: REQUIRED[name] for name in REQUIRED if name != "nms_rounds"}}),
+            "nms_rounds",
+        ),
+        (written(color="BGR"), "BGR"),
+    ],
+)
+def test_a_text_that_is_no_contract_is_refused(text, said):
+    with pytest.raises(ContractError) as refused:
+        Contract.from_json(text)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,57 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
+RUNTIME = sorted(path.stem for path in (ROOT / "runtime").glob("*.py") if path.stem != "__init__")
+
+
+def imports_of_ours(path: Path) -> set[str]:
+    """Modules of ours that a file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found |= {node.module or ""}
+            if node.module in ("wnlb", "wnlb.runtime", "wnlb.export"):  # from wnlb.runtime import cli
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "wnlb"}
+
+
+def test_the_parts_of_the_runtime_are_found():
+    """Else the tests below would test nothing."""
+    assert {"contract", "predictor", "cli"} <= set(RUNTIME)
+    assert imports_of_ours(ROOT / "runtime" / "geometry.py") == {"wnlb.runtime.errors"}
+    assert imports_of_ours(ROOT / "runtime" / "backend.py") >= {"wnlb.runtime.onnxruntime_backend"}  # in a function
+
+
+def test_importing_the_runtime_loads_nothing_heavy():
+    """On a Jetson it runs with NumPy, OpenCV and TensorRT alone, and no CUDA starts before a model is opened."""
+    names = ["wnlb.runtime", *(f"wnlb.runtime.{name}" for name in RUNTIME)]
+    script = f"import {', '.join(names)}, sys; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    loaded = {name.split(".")[0] for name in ran.stdout.split()}
+    assert "cv2" in loaded
+    assert loaded & HEAVY == set()
+
+
+@pytest.mark.parametrize("name", RUNTIME)
+def test_the_runtime_imports_only_the_runtime(name):
+    imports = imports_of_ours(ROOT / "runtime" / f"{name}.py")
+    assert all(other.startswith("wnlb.runtime.") for other in imports)
+    if name in ("contract", "geometry", "detections"):
+        assert imports <= {"wnlb.runtime.errors"}
+    if name == "errors":
+        assert imports == set()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "export").glob("*.py")), ids=lambda path: path.stem)
+def test_the_export_imports_little_of_the_runtime(path):
+    allowed = {f"wnlb.runtime.{name}" for name in ("contract", "geometry", "detections", "errors", "files", "table")}
+    assert {name for name in imports_of_ours(path) if not name.startswith("wnlb.export")} <= allowed

@@ -1,0 +1,202 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from wnlb.runtime.backend import open_backend
+from wnlb.runtime.contract import Contract
+from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.predictor import Predictor, geometry_of
+
+
+class PlantedBackend:
+    """Gives the same arrays every time, as a backend with buffers of its own would."""
+
+    description = "planted"
+
+    def __init__(self, contract: Contract, **outputs: np.ndarray) -> None:
+        self.contract = contract
+        self.outputs = outputs
+        self.closed = 0
+        self.inputs: list[np.ndarray] = []
+
+    def run(self, inputs):
+        assert list(inputs) == [self.contract.input_name]
+        self.inputs.append(inputs[self.contract.input_name].copy())
+        return self.outputs
+
+    def close(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def backend(make_contract):
+    """Two frames of 64 x 96: three boxes in the first, one in the second; the other rows are padding."""
+    contract = make_contract(batch=2, detections=4, pad_rgb=(7, 8, 9))
+    boxes = np.zeros((2, 4, 4), np.float32)
+    boxes[0, :3] = [[8, 16, 40, 48], [0, 0, 96, 64], [60, 10, 90, 60]]
+    boxes[1, 0] = [0, 0, 32, 64]
+    masks = np.zeros((2, 4, 28, 28), np.float32)
+    masks[:, 0], masks[0, 1, :, :14] = 1, 1
+    scores = np.array([[0.9, 0.5, 0.25, 0], [0.75, 0, 0, 0]], np.float32)
+    labels = np.array([[2, 1, 1, 0], [1, 0, 0, 0]], np.int32)
+    return PlantedBackend(contract, boxes=boxes, scores=scores, labels=labels, masks=masks, count=np.array([3, 1]))
+
+
+def frame(height: int, width: int, value: int = 50) -> np.ndarray:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def test_maps_boxes_to_each_frame(backend):
+    wide, tall = Predictor(backend).predict_batch([frame(640, 960), frame(200, 100)])
+    assert (wide.height, wide.width, tall.height, tall.width) == (640, 960, 200, 100)
+    np.testing.assert_allclose(wide.boxes, [[80, 160, 400, 480], [0, 0, 960, 640], [600, 100, 900, 600]], rtol=1e-6)
+    np.testing.assert_allclose(tall.boxes, [[0, 0, 100, 200]], rtol=1e-6)  # 200 x 100 lies in 64 x 32 of the input
+    np.testing.assert_array_equal(wide.scores, np.array([0.9, 0.5, 0.25], np.float32))
+    np.testing.assert_array_equal(wide.labels, [2, 1, 1])
+    assert (len(wide.masks), len(tall.masks)) == (3, 1)
+
+
+def test_masks_fill_their_part_of_the_frame(backend):
+    whole, half, none = Predictor(backend)(frame(640, 960)).full_masks()
+    for mask, (x1, y1, x2, y2) in ((whole, (80, 160, 400, 480)), (half, (0, 0, 480, 640))):
+        expected = np.zeros((640, 960), bool)
+        expected[y1:y2, x1:x2] = True
+        # An edge moves by less than half of a mask pixel, at most 960 / 28 / 2 of the frame's.
+        intersection, union = (mask & expected).sum(), (mask | expected).sum()
+        assert intersection / union > 0.95
+    assert not none.any()
+
+
+def test_prepares_each_frame_as_the_contract_says(backend):
+    Predictor(backend).predict_batch([frame(64, 96, 50), frame(64, 48, 60)])
+    (batch,) = backend.inputs
+    assert batch.dtype == np.uint8
+    assert (batch[0] == 50).all()
+    assert (batch[1, :, :48] == 60).all()
+    assert (batch[1, :, 48:] == (7, 8, 9)).all()
+    contract = dataclasses.replace(backend.contract, resize="stretch", interpolation="nearest")
+    geometry = geometry_of(contract)
+    assert dataclasses.astuple(geometry) == (64, 96, "stretch", "nearest", (7, 8, 9))
+
+
+def test_a_batch_smaller_than_the_models_leaves_nothing_of_the_one_before(backend):
+    predictor = Predictor(backend)
+    predictor.predict_batch([frame(64, 96, 50), frame(64, 96, 60)])
+    assert len(predictor.predict_batch([frame(64, 96, 70)])) == 1
+    assert (backend.inputs[1][0] == 70).all()
+    assert not backend.inputs[1][1].any()
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_batch_that_does_not_fit_is_refused(backend, count):
+    with pytest.raises(WnlbError, match=f"{count} frames; expected 1 to 2"):
+        Predictor(backend).predict_batch([frame(64, 96)] * count)
+    assert backend.inputs == []
+
+
+@pytest.mark.parametrize(
+    ("threshold", "rows"), [(0, 3), (0.25, 3), (0.2500001, 2), (0.5, 2), (0.9, 1), (0.91, 0), (1, 0)]
+)
+def test_keeps_scores_from_the_threshold_up(backend, threshold, rows):
+    found = Predictor(backend, score_threshold=threshold)(frame(64, 96))
+    assert len(found) == len(found.boxes) == len(found.masks) == rows
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_bad_threshold_is_refused(backend, threshold):
+    with pytest.raises(WnlbError, match="score threshold"):
+        Predictor(backend, score_threshold=threshold)
+
+
+def test_a_model_without_masks(backend):
+    backend.contract = dataclasses.replace(backend.contract, masks="none")
+    del backend.outputs["masks"]
+    found = Predictor(backend)(frame(64, 96))
+    assert found.masks is None
+    assert len(found) == 3
+
+
+def test_nothing_found(backend):
+    backend.outputs["count"] = np.array([0, 0])
+    found = Predictor(backend)(frame(64, 96))
+    assert (len(found), found.masks, found.boxes.shape) == (0, (), (0, 4))
+
+
+def test_detections_outlive_the_buffers_of_the_backend(backend):
+    found = Predictor(backend)(frame(64, 96))
+    boxes, scores, labels = found.boxes.copy(), found.scores.copy(), found.labels.copy()
+    masks = [*found.full_masks()]
+    for values in backend.outputs.values():
+        values[...] = 0
+    np.testing.assert_array_equal(found.boxes, boxes)
+    np.testing.assert_array_equal(found.scores, scores)
+    np.testing.assert_array_equal(found.labels, labels)
+    np.testing.assert_array_equal([*found.full_masks()], masks)
+
+
+def test_a_bad_frame_is_refused_before_the_model_runs(backend):
+    with pytest.raises(PictureError, match="NoneType"):
+        Predictor(backend)(None)
+    assert backend.inputs == []
+
+
+def test_closes_its_backend_also_after_an_error(backend):
+    with pytest.raises(PictureError), Predictor(backend) as predictor:
+        predictor(None)
+    assert backend.closed == 1
+
+
+@pytest.mark.parametrize("size", [(64, 96), (480, 640), (640, 480), (1, 1), (5, 700)])
+def test_a_real_model_answers_inside_the_frame(real, size):
+    height, width = size
+    found = real(np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8))
+    assert len(found) > 0
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= [width, height, width, height]).all()
+    assert (found.boxes[:, :2] <= found.boxes[:, 2:]).all()
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.scores.min() > real.contract.score_threshold
+    assert set(found.labels.tolist()) <= set(range(1, 9))
+    assert [mask.shape for mask in found.full_masks()] == [size] * len(found)
+    assert set(real.times_ms) == {"prepare", "infer", "paste"}
+
+
+@pytest.fixture(scope="module")
+def real(small_model_path):
+    with Predictor(small_model_path, device="cpu") as predictor:
+        yield predictor
+
+
+def test_padding_a_frame_beforehand_changes_nothing(real):
+    """A portrait frame, and the same frame padded to the input's shape with the contract's colour."""
+    portrait = np.random.default_rng(2).integers(0, 256, (64, 48, 3), np.uint8)
+    padded = np.full((64, 96, 3), real.contract.pad_rgb[::-1], np.uint8)
+    padded[:, :48] = portrait
+    alone, inside = real(portrait), real(padded)
+    assert len(alone) > 0
+    np.testing.assert_array_equal(alone.scores, inside.scores)
+    np.testing.assert_array_equal(alone.boxes, np.clip(inside.boxes, 0, [48, 64, 48, 64]))
+
+
+def test_an_enlarged_frame_gives_enlarged_boxes(real):
+    """Every pixel twice, resized back to the input with bilinear weights, is the same input."""
+    picture = np.random.default_rng(3).integers(0, 256, (64, 96, 3), np.uint8)
+    small, large = real(picture), real(picture.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(small.scores, large.scores)
+    np.testing.assert_allclose(2 * small.boxes, large.boxes, rtol=1e-6)
+
+
+@pytest.mark.parametrize("image", [np.zeros((1, 96, 64, 3), np.uint8), np.zeros((1, 64, 96, 3), np.float32)])
+def test_a_wrong_input_is_refused(real, image):
+    with pytest.raises(WnlbError, match=r"expected uint8 \[1, 64, 96, 3\]"):
+        real.backend.run({"image": image})
+
+
+def test_a_closed_backend_says_so(planted_model_path):
+    backend = open_backend(planted_model_path, device="cpu")
+    predictor = Predictor(backend)
+    predictor.close()
+    backend.close()
+    with pytest.raises(WnlbError, match="closed"):
+        predictor(frame(64, 96))
