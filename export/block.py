@@ -70,22 +70,22 @@ class WeightedNonLocalBlock(nn.Module):
 
     def _aggregate(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` to ``y`` as ``[N, d, H*W]``; no H*W x H*W matrix at inference."""
-        value = self.g(x).flatten(2).mT  # [N, HW, d]
+        value = self.g(x).flatten(2).transpose(1, 2)  # [N, HW, d]
         if self.mode == "gaussian":
-            tokens = x.flatten(2).mT
-            return _softmax_attention(tokens, tokens, value).mT
-        query, key = self.theta(x).flatten(2).mT, self.phi(x).flatten(2).mT  # [N, HW, d]
+            tokens = x.flatten(2).transpose(1, 2)
+            return _softmax_attention(tokens, tokens, value).transpose(1, 2)
+        query, key = self.theta(x).flatten(2).transpose(1, 2), self.phi(x).flatten(2).transpose(1, 2)  # [N, HW, d]
         if self.mode == "embedded":
-            return _softmax_attention(query, key, value).mT
+            return _softmax_attention(query, key, value).transpose(1, 2)
         positions = value.shape[1]
         if self.mode == "dot":  # (theta phi^T) g = theta (phi^T g): N d^2 instead of N^2 d
-            return (query @ (key.mT @ value / positions)).mT
+            return (query @ (key.transpose(1, 2) @ value / positions)).transpose(1, 2)
         # W_f of the concatenation [theta_i, phi_j] is a_i + b_j.
         projection: Any = self.W_f[0]
         weight = projection.weight.flatten()
         a = query @ weight[: self.inner_channels] + projection.bias  # [N, HW]
         b = key @ weight[self.inner_channels :]
-        return _relu_attention(a, b, value / positions).mT
+        return _relu_attention(a, b, value / positions).transpose(1, 2)
 
 
 def _softmax_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

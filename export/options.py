@@ -23,7 +23,7 @@ class ExportOptions:
     score_threshold: float | None = None  # (torchvision: 0.05)
     nms_threshold: float | None = None  # IoU above which the weaker of two detections goes (torchvision: 0.5)
     candidates: int = 1000  # (proposal, class) pairs that enter the last NMS
-    nms_rounds: int = 20  # longest chain of boxes that the unrolled NMS resolves
+    nms_rounds: int = 32  # longest chain of boxes that the unrolled NMS resolves
     masks: str = "box"  # "box": 28 x 28 probabilities inside each box; "none": no mask head
     attention_memory: int = 256 * 2**20  # bytes that a chunk of an attention matrix may take
     resize: str = "fit"

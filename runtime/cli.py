@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(
             f"wnlb {chosen}: error: {package} is not installed: pip install 'wnlb-deploy[{EXTRAS[package]}]'", 2
         )
+    except ImportError as error:  # installed, but a library below it is not there
+        return _refuse(f"wnlb {chosen}: error: a library cannot be loaded: {error}", 2)
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

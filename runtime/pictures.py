@@ -42,7 +42,7 @@ def read_picture(path: Path | str) -> NDArray[np.uint8]:
 
 
 def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end. OpenCV fills the missing part with grey and says nothing.
+    """Whether a JPEG or PNG lacks its end. OpenCV 5.0 refuses it, but others may fill the missing part with grey.
 
     The segments are walked: a thumbnail before the end, or a film that a telephone put after it, has end markers too.
     """

@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
                 for name in session.frames():
                     bar.set_postfix_str(name, refresh=False)
                     bar.update()
+                    if session.stopped:
+                        break
             except KeyboardInterrupt:
                 if not source.is_video:
                     raise
@@ -93,6 +95,7 @@ class _Session:
         self.frame_sizes: list[tuple[int, int]] = []
         self.found: Counter[str] = Counter()
         self.times_ms: defaultdict[str, list[float]] = defaultdict(list)
+        self.stopped = False  # by q in the window
         self._video: cv2.VideoWriter | None = None
 
     def frames(self) -> Iterator[str]:
@@ -144,8 +147,7 @@ class _Session:
             _write_picture(self.output / name, overlay)
         if self.show:
             cv2.imshow("wnlb", overlay)
-            if cv2.waitKey(1 if self.source.is_video else 0) == ord("q"):
-                raise KeyboardInterrupt
+            self.stopped = cv2.waitKey(1 if self.source.is_video else 0) == ord("q")
 
     def _write_video_frame(self, name: str, overlay: NDArray[np.uint8]) -> None:
         if self._video is None:

@@ -91,9 +91,9 @@ def open_source(source: str) -> Source:
     Raises:
         PictureError: there is nothing there.
     """
-    if source.isdecimal():
-        return VideoSource(int(source))
     path = Path(source)
+    if source.isdecimal() and not path.exists():
+        return VideoSource(int(source))
     if path.is_dir():
         pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
         if not pictures:

@@ -81,6 +81,8 @@ def nothing() -> Detections:
     return Detections(5, 7, np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32), masks=())
 
 
+# pycocotools 2.0.11 answers NumPy 2's new argument of __array__ with a warning.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes"])
 def test_pycocotools_reads_the_document_and_its_annotations(tmp_path, masks):
     document = CocoDocument(["lamp", "dark cat"])

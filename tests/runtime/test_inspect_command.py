@@ -95,5 +95,4 @@ def test_a_bad_file_is_one_line(wnlb, planted_model, planted_model_path, tmp_pat
     (tmp_path / "detections.json").write_text('{"images": []}')
     (tmp_path / "checkpoint.pth").write_bytes(b"PK\x03\x04" + bytes(100))
     planted_model(tmp_path / "newer.onnx", **{METADATA_KEY: json.dumps({"format": 99})})
-    for words in ([], ["--json"]):
-        assert said in wnlb("inspect", name, *words, cwd=tmp_path).refused()
+    assert said in wnlb("inspect", name, cwd=tmp_path).refused()

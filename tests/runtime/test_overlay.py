@@ -78,6 +78,10 @@ def test_all_four_edges_of_a_box_that_fills_the_frame_are_seen():
         assert has_color(picture[y, x], 1)
 
 
+def text_pixels(box: tuple[float, ...], size: tuple[int, int] = (H, W)) -> int:
+    return int((draw(np.full((*size, 3), 130, np.uint8), detections(box, size=size), NAMES).max(2) < 120).sum())
+
+
 @pytest.mark.parametrize(
     "box",
     [(0, 0, 40, 40), (W - 30, 0, W, 40), (0, H - 4, 40, H), (W - 4, H - 4, W, H), (0, 0, W, H), (W, H, W, H)],
@@ -85,12 +89,21 @@ def test_all_four_edges_of_a_box_that_fills_the_frame_are_seen():
 )
 def test_the_whole_label_is_inside_the_picture(box):
     """As many dark pixels of text as for a box in the middle."""
-
-    def text_pixels(corners: tuple[int, ...]) -> int:
-        return int((draw(GREY, detections(corners, labels=[2]), NAMES).max(2) < 120).sum())
-
-    assert text_pixels((150, 100, 250, 200)) > 100
+    assert text_pixels((150, 100, 250, 200)) > 50
     assert text_pixels(box) == text_pixels((150, 100, 250, 200))
+
+
+def test_the_whole_label_is_inside_a_low_picture():
+    """There is room neither above the box nor below its upper edge."""
+    assert text_pixels((150, 10, 250, 20), size=(20, W)) == text_pixels((150, 100, 250, 200))
+
+
+def test_a_label_is_above_its_box_or_where_there_is_no_room_at_its_upper_edge():
+    for upper, rows in ((100, range(80, 100)), (8, range(8, 30))):
+        picture = draw(GREY, detections((150, upper, 250, 200)), NAMES)
+        ys = np.nonzero((picture.max(2) < 120).any(1))[0]
+        assert ys.min() in rows
+        assert ys.max() in rows
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 200), (200, 5), (2000, 3000)])

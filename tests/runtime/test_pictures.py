@@ -141,7 +141,9 @@ def test_a_truncated_picture_is_refused_wherever_it_ends(tmp_path, name):
     assert read_picture(path).shape == (60, 80, 3)
     for end in np.linspace(1, len(data) - 6, 40).astype(int):  # a PNG ends with 4 bytes of checksum
         path.write_bytes(data[:end])
-        refusal(path)
+        said = refusal(path)
+        # Our own check found it, once the first bytes tell the format: not every OpenCV refuses it as 5.0 does.
+        assert end <= 8 or path.suffix not in (".jpg", ".png") or f"truncated: it ends after {end} bytes" in said
 
 
 @pytest.mark.parametrize("name", ["baseline.jpg", "progressive_thumbnail.jpg", "rgb.png"])

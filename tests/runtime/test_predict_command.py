@@ -74,6 +74,8 @@ def test_a_folder_with_a_bad_picture(wnlb, planted_model_path, night, tmp_path):
     assert np.abs(overlay[9:23, 5:19].astype(int) - 102).max() > 30
 
 
+# pycocotools 2.0.11 answers NumPy 2's new argument of __array__ with a warning.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_detections_json_of_a_real_model(wnlb, small_model_path, tmp_path):
     cv2.imwrite(str(tmp_path / "noise.png"), np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8))
     ran = wnlb("predict", small_model_path, tmp_path / "noise.png", "-o", tmp_path / "out", "--score-threshold", "0.1")
