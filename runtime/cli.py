@@ -18,6 +18,9 @@ from wnlb.runtime.errors import WnlbError
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
+    "evaluate": ("wnlb.calibration.evaluate_command", "AP on labelled pictures, by class and by darkness"),
+    "scenes": ("wnlb.calibration.scenes_command", "write synthetic night scenes with COCO annotations"),
+    "darken": ("wnlb.calibration.darken_command", "render a daylight COCO set dark"),
     "inspect": ("wnlb.runtime.inspect_command", "show what a model file holds"),
 }
 EXTRAS = {

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 
+from wnlb.calibration.shapes import CLASSES
 from wnlb.export.verify import dark_scene
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "export/README.md", "runtime/README.md")
+ORDER = ("export", "inspect", "predict", "scenes", "darken", "evaluate")
+PAGES = ("README.md", "export/README.md", "runtime/README.md", "calibration/README.md")
 
 
 def blocks(language: str) -> list[str]:
@@ -38,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint_path: Path
 
     folder = tmp_path_factory.mktemp("readme")
     torch.save({"model": load_checkpoint(small_checkpoint_path)[0].state_dict()}, folder / "checkpoint.pth")
-    (folder / "names.txt").write_text("\n".join("abcdefgh"))
+    (folder / "names.txt").write_text("\n".join(CLASSES))
     picture = np.ascontiguousarray(dark_scene((1, 60, 90, 3))[0])
     for name in ("night.jpg", "night_pictures/a.png", "night_pictures/b.jpg", "night/deep/c.png"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
@@ -53,15 +55,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint_path: Path
 def test_commands_run_as_they_stand(folder: Path) -> None:
     ran = []
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for line in sorted(commands(), key=lambda line: "export" not in line):
+    for line in sorted(commands(), key=lambda line: ORDER.index(line.split()[1])):
         words = shlex.split(line)
         if words[1] == "predict" and words[3].isdecimal():
             continue  # a camera
+        if words[1] == "scenes":
+            words += ["--count", "4", "--size", "64x96"]
         shutil.rmtree(folder / "out", ignore_errors=True)
         run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, f"{line}: {run.stderr}"
         ran.append(words[1])
-    assert {"export", "predict"} <= set(ran)
+    assert set(ran) == set(ORDER)
 
 
 def test_python_examples_run(folder: Path, small_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

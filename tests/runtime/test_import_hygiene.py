@@ -19,7 +19,12 @@ def imports_of_ours(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
             found |= {node.module or ""}
-            if node.module in ("wnlb", "wnlb.runtime", "wnlb.export"):  # from wnlb.runtime import cli
+            if node.module in (
+                "wnlb",
+                "wnlb.runtime",
+                "wnlb.export",
+                "wnlb.calibration",
+            ):  # from wnlb.runtime import cli
                 found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return {name for name in found if name.split(".")[0] == "wnlb"}
 
@@ -55,3 +60,9 @@ def test_the_runtime_imports_only_the_runtime(name):
 def test_the_export_imports_little_of_the_runtime(path):
     allowed = {f"wnlb.runtime.{name}" for name in ("contract", "geometry", "detections", "errors", "files", "table")}
     assert {name for name in imports_of_ours(path) if not name.startswith("wnlb.export")} <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "calibration").glob("*.py")), ids=lambda path: path.stem)
+def test_the_calibration_imports_the_runtime_and_no_pytorch(path):
+    assert all(name.startswith(("wnlb.calibration", "wnlb.runtime")) for name in imports_of_ours(path))
+    assert "import torch" not in path.read_text()

@@ -1,0 +1,1 @@
+"""Low-light images: made, measured, evaluated."""

@@ -1,0 +1,164 @@
+"""``wnlb evaluate``: COCO accuracy by class and by darkness."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from wnlb.runtime.errors import MissingDependency, WnlbError
+from wnlb.runtime.onnxruntime_backend import DEVICES
+
+if TYPE_CHECKING:
+    from wnlb.calibration.evaluate import Accuracy, Evaluation
+
+_DESCRIPTION = """\
+Score a model on labelled pictures: box and mask AP (COCO, IoU 0.50:0.95), by class and by the darkness of the picture
+(mean linear luminance, measured). Classes are matched to categories by name, whatever their ids: LIS counts from 0.
+
+  wnlb evaluate model.onnx --annotations night/annotations.json --images night/images
+  wnlb evaluate int8.onnx --baseline fp32.onnx --annotations a.json --images pictures/ -o report/
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = _DESCRIPTION
+    parser.add_argument("model", type=Path, help="an ONNX file that 'wnlb export' wrote")
+    parser.add_argument("--annotations", type=Path, required=True, help="COCO annotation file")
+    parser.add_argument("--images", type=Path, required=True, help="folder of its pictures")
+    parser.add_argument("--baseline", type=Path, metavar="MODEL", help="another model, to compare with")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write report.md and darkness.png there")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: CUDA where it works, else the CPU")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print JSON for programs")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from wnlb.calibration.dataset import read_coco
+    from wnlb.calibration.evaluate import agreement, evaluate
+    from wnlb.runtime.predictor import Predictor
+
+    document = read_coco(arguments.annotations)
+    if arguments.output and not arguments.output.is_dir():
+        arguments.output.mkdir(parents=True)
+    models = [arguments.model] + ([arguments.baseline] if arguments.baseline else [])
+    evaluations = []
+    hidden = arguments.json or None
+    for path in models:
+        with (
+            Predictor(path, device=arguments.device, threads=arguments.threads) as predictor,
+            tqdm(total=len(document["images"]), unit="picture", disable=hidden, file=sys.stderr, leave=False) as bar,
+        ):
+            bar.set_description_str(path.name)
+            evaluations.append(evaluate(predictor, document, arguments.images, path.name, bar.update))
+    same = agreement(evaluations[0].results, evaluations[1].results) if arguments.baseline else None
+    report = _markdown(evaluations, same)
+    if arguments.output:
+        (arguments.output / "report.md").write_text(report)
+        _plot(evaluations, arguments.output / "darkness.png")
+    print(json.dumps(_json(evaluations, same), indent=2) if arguments.json else report)
+    return 0
+
+
+def _markdown(evaluations: list[Evaluation], same: tuple[int, int, int] | None) -> str:
+    head = evaluations[0].overall
+    lines = [f"{head.images} pictures, {head.objects} objects; AP in percent", ""]
+    names = [e.model for e in evaluations] + (["difference"] if len(evaluations) == 2 else [])
+    columns = ("mask AP", "AP50", "AP75", "box AP", "AP50", "AP75")
+    rows = [(e.model, *_figures(e.overall)) for e in evaluations]
+    if len(evaluations) == 2:
+        rows.append(("difference", *_difference(_figures(evaluations[0].overall), _figures(evaluations[1].overall))))
+    lines += _table(("model", *columns), rows)
+    lines += ["", "By darkness (mean linear luminance of the picture), mask AP and box AP:", ""]
+    header = ("luminance", "pictures", "objects", *(f"{n} {kind}" for n in names for kind in ("mask", "box")))
+    keys = list(evaluations[0].by_darkness)
+    rows = []
+    for key in keys:
+        bins = [e.by_darkness[key] for e in evaluations]
+        figures: list[tuple[float | None, ...]] = [(b.mask_ap, b.box_ap) for b in bins]
+        figures += [_difference(*figures)] if len(figures) == 2 else []
+        rows.append((key, bins[0].images, bins[0].objects, *(value for pair in figures for value in pair)))
+    lines += _table(header, rows)
+    lines += ["", "By class, mask AP and box AP:", ""]
+    rows = []
+    for key in evaluations[0].by_class:
+        figures = [e.by_class[key][::-1] for e in evaluations]
+        figures += [_difference(*figures)] if len(figures) == 2 else []
+        rows.append((key, *(value for pair in figures for value in pair)))
+    lines += _table(("class", *header[3:]), rows)
+    if same:
+        pairs, first, second = same
+        lines += ["", f"{pairs} detections agree, of {first} and {second} that score 0.5 or more "
+                  "(same class, IoU of their masks at least 0.9)"]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _figures(a: Accuracy) -> tuple[float | None, ...]:
+    return a.mask_ap, a.mask_ap50, a.mask_ap75, a.box_ap, a.box_ap50, a.box_ap75
+
+
+def _difference(first: tuple[float | None, ...], second: tuple[float | None, ...]) -> tuple[float | None, ...]:
+    return tuple(None if a is None or b is None else a - b for a, b in zip(first, second, strict=True))
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    """Lines of a Markdown table that is aligned for terminals too."""
+
+    def text(value: Any) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return "-"
+        return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+    cells = [list(header), *([text(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
+
+
+def _json(evaluations: list[Evaluation], same: tuple[int, int, int] | None) -> dict[str, Any]:
+    def clean(value: Any) -> Any:  # JSON has no NaN
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, float) and math.isnan(value):
+            return None
+        return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    models = []
+    for evaluation in evaluations:
+        fields = dataclasses.asdict(dataclasses.replace(evaluation, results=()))
+        models.append({key: value for key, value in clean(fields).items() if key != "results"})
+    agree = dict(zip(("pairs", "first", "second"), same, strict=True)) if same else None
+    return {"models": models, "agreement": agree}
+
+
+def _plot(evaluations: list[Evaluation], path: Path) -> None:
+    """AP against darkness, darkest first."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependency("matplotlib is not installed: pip install 'wnlb-deploy[plots]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for evaluation in evaluations:
+        bins = evaluation.by_darkness
+        for kind, style in (("mask_ap", "o-"), ("box_ap", "s--")):
+            values = [getattr(accuracy, kind) for accuracy in bins.values()]
+            if None not in values:
+                axes.plot(list(bins), values, style, label=f"{evaluation.model}, {kind.replace('_ap', ' AP')}")
+    axes.set(xlabel="mean linear luminance of the picture (left: darkest)", ylabel="AP in percent", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise WnlbError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        pyplot.close(figure)
