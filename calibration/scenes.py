@@ -92,7 +92,7 @@ class _Canvas:
             width, top = rng.uniform(0.15, 0.35) * w, self.horizon - rng.uniform(0.12, 0.42) * h
             self._box(x, top, x + width, self.horizon + 2, self._grey(35, 110))
             columns, step = int(rng.integers(2, 5)), rng.uniform(0.05, 0.08) * h
-            for y in np.arange(top + step * 0.4, self.horizon - step * 0.6, step):
+            for y in np.arange(top + step * 0.4, self.horizon - step * 0.6, step).tolist():
                 for i in range(columns):
                     left = x + (i + 0.25) * width / columns
                     lit = rng.random() < 0.18

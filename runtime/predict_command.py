@@ -138,7 +138,7 @@ class _Session:
     def _write(self, name: str, pixels: NDArray[np.uint8], detections: Detections) -> None:
         names = self.predictor.contract.class_names
         self.document.add(name, detections)
-        self.frame_sizes.append(pixels.shape[:2])
+        self.frame_sizes.append((pixels.shape[0], pixels.shape[1]))
         self.found.update(names[label - 1] for label in detections.labels.tolist())
         overlay = draw(pixels, detections, names)
         if self.source.is_video:
