@@ -4,7 +4,7 @@
     python scripts/train_sample.py -o out/plain --steps 20000 --blocks none       # the same without blocks
     python scripts/train_sample.py -o out/nlb --steps 20000 --blocks unweighted   # the same with plain non-local blocks
 
-Writes resume.pth now and then (started again with the same folder, training goes on from there, to the same end),
+Writes resume.pth now and then (started again with the same folder, training goes on from there),
 log.csv, curve.png, and at the end sample.safetensors: FP16 weights with the configuration inside. Training uses the
 scenes of seed 1, drawn in order; seeds from 1000 on are for evaluation and are never trained on.
 """
