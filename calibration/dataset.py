@@ -18,7 +18,7 @@ from wnlb.calibration.camera import Camera, expose, linear_from_srgb
 from wnlb.calibration.scenes import make_scene
 from wnlb.calibration.shapes import CLASSES
 from wnlb.runtime.errors import PictureError, WnlbError
-from wnlb.runtime.files import atomic_path
+from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.pictures import read_picture
 
 Progress = Callable[[int], None]
@@ -50,7 +50,7 @@ def write_scenes(
     if count < 1 or not darkness:
         raise WnlbError(f"{count} scenes at {len(darkness)} darkness levels; expected at least one of each")
     for name in ("images", "clean"):
-        _make_folder(output / name)
+        make_folder(output / name)
     cameras = [Camera(level, bits=bits) for level in darkness]
     work = partial(_write_scene, output, height, width, seed, cameras)
     images: list[dict[str, Any]] = []
@@ -86,14 +86,15 @@ def write_darkened(
         One line for each picture that could not be read; its entry is left out.
     """
     document = read_coco(annotations)
-    if not darkness:
-        raise WnlbError("no darkness level; expected at least one")
+    if not darkness or seed < 0:
+        raise WnlbError(f"{len(darkness)} darkness levels and seed {seed}; expected at least one, and a seed from 0 up")
+    _check_targets([image["file_name"] for image in document["images"]], annotations)
     for level in darkness:
-        _make_folder(output / f"{level:g}" / "images")
+        make_folder(output / f"{level:g}" / "images")
     cameras = [Camera(level, bits=bits) for level in darkness]
     work = partial(_write_darkened_picture, images, output, seed, cameras)
     failures, kept = [], []
-    for done, (image, failure) in enumerate(_in_order(work, document["images"], workers), 1):
+    for done, (image, failure) in enumerate(_in_order(work, list(enumerate(document["images"])), workers), 1):
         failures += [failure] if failure else []
         kept += [] if failure else [image]
         on_done(done)
@@ -144,6 +145,17 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content))
 
 
+def _check_targets(names: Sequence[str], annotations: Path) -> None:
+    """Each picture becomes a PNG of its own, inside the output folder."""
+    targets = [Path(name).with_suffix(".png") for name in names]
+    outside = next((path for path in targets if path.is_absolute() or ".." in path.parts), None)
+    if outside is not None:
+        raise WnlbError(f"annotations {annotations}: file name {outside} leaves its folder; expected a name inside it")
+    if len(set(targets)) < len(targets):
+        twice = next(path for path in targets if targets.count(path) > 1)
+        raise WnlbError(f"annotations {annotations}: two pictures would become {twice}; rename one of them")
+
+
 def _write_scene(
     output: Path, height: int, width: int, seed: int, cameras: Sequence[Camera], index: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -166,8 +178,9 @@ def _write_scene(
 
 
 def _write_darkened_picture(
-    folder: Path, output: Path, seed: int, cameras: Sequence[Camera], image: dict[str, Any]
+    folder: Path, output: Path, seed: int, cameras: Sequence[Camera], numbered: tuple[int, dict[str, Any]]
 ) -> tuple[dict[str, Any], str]:
+    index, image = numbered
     try:
         picture = read_picture(folder / image["file_name"])
     except PictureError as error:
@@ -176,8 +189,8 @@ def _write_darkened_picture(
     name = Path(image["file_name"]).with_suffix(".png")
     for level, camera in enumerate(cameras):
         path = output / f"{camera.electrons_at_white:g}" / "images" / name
-        _make_folder(path.parent)
-        _write_png(path, expose(light, camera, np.random.default_rng([seed, int(image["id"]), level])))
+        make_folder(path.parent)
+        _write_png(path, expose(light, camera, np.random.default_rng([seed, index, level])))
     return {**image, "file_name": name.as_posix()}, ""
 
 
@@ -196,6 +209,8 @@ def mask_entry(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 def _in_order(work: Callable[[Any], Any], items: Sequence[Any] | range, workers: int) -> Iterator[Any]:
     """``map`` over processes, or in this one where there is only one."""
+    if workers < 0:
+        raise WnlbError(f"{workers} workers; expected 0 (one per core) or more")
     workers = workers or os.cpu_count() or 1
     if workers == 1 or len(items) < 8:
         yield from map(work, items)
@@ -210,10 +225,3 @@ def _write_png(path: Path, picture_rgb: NDArray) -> None:
         raise WnlbError(f"picture {path} cannot be encoded as PNG")
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.tobytes())
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WnlbError(f"folder {folder} cannot be made: {error.strerror}") from error

@@ -171,6 +171,9 @@ def category_ids(class_names: Sequence[str], categories: Sequence[dict[str, Any]
 def check_annotations(document: Document) -> None:
     """Raise WnlbError for an empty polygon, or a mask of another size than its image."""
     sizes = {image["id"]: [image.get("height"), image.get("width")] for image in document["images"]}
+    for image in document["images"]:
+        if not all(isinstance(size, int) for size in sizes[image["id"]]):
+            raise WnlbError(f"image {image['file_name']} has no whole numbers for height and width in its annotations")
     for entry in document["annotations"]:
         segmentation, where = entry.get("segmentation"), f"annotation {entry.get('id')}"
         if not segmentation:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from wnlb.runtime.errors import MissingDependency, WnlbError
+from wnlb.runtime.errors import MissingDependency
+from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.onnxruntime_backend import DEVICES
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     from wnlb.runtime.predictor import Predictor
 
     document = read_coco(arguments.annotations)
-    if arguments.output and not arguments.output.is_dir():
-        arguments.output.mkdir(parents=True)
+    if arguments.output:
+        make_folder(arguments.output)
     models = [arguments.model] + ([arguments.baseline] if arguments.baseline else [])
     evaluations = []
     hidden = arguments.json or None
@@ -60,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
     same = agreement(evaluations[0].results, evaluations[1].results) if arguments.baseline else None
     report = _markdown(evaluations, same)
     if arguments.output:
-        (arguments.output / "report.md").write_text(report)
+        with atomic_path(arguments.output / "report.md") as temporary:
+            temporary.write_text(report)
         _plot(evaluations, arguments.output / "darkness.png")
     print(json.dumps(_json(evaluations, same), indent=2) if arguments.json else report)
     return 0
@@ -156,9 +158,6 @@ def _plot(evaluations: list[Evaluation], path: Path) -> None:
     axes.set(xlabel="mean linear luminance of the picture (left: darkest)", ylabel="AP in percent", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise WnlbError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)

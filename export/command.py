@@ -48,7 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, without background")
     parser.add_argument("--precision", choices=("fp32",), default="fp32", help="of the file (default: fp32)")
 
-    graph = parser.add_argument_group("graph")
+    _add_graph_arguments(parser.add_argument_group("graph"), defaults)
+    _add_frame_arguments(parser.add_argument_group("frames"), defaults)
+    _add_reading_arguments(parser.add_argument_group("reading the checkpoint"))
+    parser.add_argument("--json", action="store_true", help="print plan and verification as JSON")
+
+
+def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any]) -> None:
     graph.add_argument("--batch", type=int, default=defaults["batch"], help="frames per run (default: 1)")
     graph.add_argument(
         "--masks",
@@ -84,7 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="most that a piece of an attention matrix may take (default: %(default)s)",
     )
 
-    frames = parser.add_argument_group("frames")
+
+def _add_frame_arguments(frames: argparse._ArgumentGroup, defaults: dict[str, Any]) -> None:
     frames.add_argument(
         "--resize",
         choices=RESIZES,
@@ -98,7 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="nearest keeps sensor noise as it was in training on LIS (default: bilinear)",
     )
 
-    reading = parser.add_argument_group("reading the checkpoint")
+
+def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
     reading.add_argument(
         "--key-map",
         type=Path,
@@ -113,7 +121,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="a field of ModelConfig that the weights do not tell: mode=dot, norm_eps=0, aspect_ratios=[0.5,1,2]",
     )
-    parser.add_argument("--json", action="store_true", help="print plan and verification as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:

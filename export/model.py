@@ -55,6 +55,7 @@ class ModelConfig:
         for name in ("levels", "inner_channels", "mask_channels", "anchor_sizes", "aspect_ratios", "class_names"):
             if isinstance(value := getattr(self, name), list):  # as JSON gives it
                 object.__setattr__(self, name, tuple(value))
+        self._check_types()
         _expect("backbone", self.backbone, BACKBONES)
         _expect("placement", self.placement, PLACEMENTS)
         _expect("mode", self.mode, MODES)
@@ -79,6 +80,36 @@ class ModelConfig:
             )
         if len(self.anchor_sizes) != 5:
             raise WnlbError(f"{len(self.anchor_sizes)} anchor sizes; expected 5 (P2, P3, P4, P5, P6)")
+
+    def _check_types(self) -> None:
+        """Values come from JSON, inside checkpoints or from the command line."""
+        kinds: dict[str, tuple[type, ...]] = {
+            **dict.fromkeys(("backbone", "placement", "mode", "norm"), (str,)),
+            **dict.fromkeys(("num_classes", "fpn_channels", "rpn_convs", "box_features", "mask_hidden"), (int,)),
+            "weighted": (bool,),
+            "norm_eps": (int, float),
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind != (bool,)):
+                raise WnlbError(f"{name} is {value!r}; expected {' or '.join(k.__name__ for k in kind)}")
+        items: dict[str, tuple[type, ...]] = {
+            **dict.fromkeys(("levels", "class_names"), (str,)),
+            **dict.fromkeys(("mask_channels", "anchor_sizes", "inner_channels"), (int,)),
+            "aspect_ratios": (int, float),
+        }
+        for name, kind in items.items():
+            value = getattr(self, name)
+            fits = isinstance(value, tuple) and all(isinstance(item, kind) for item in value)
+            if not fits and not (name == "inner_channels" and value is None):
+                raise WnlbError(f"{name} is {value!r}; expected a list of {' or '.join(k.__name__ for k in kind)}")
+        positive = (self.fpn_channels, self.rpn_convs, self.box_features, self.mask_hidden, *self.mask_channels)
+        if (
+            min(*positive, *self.anchor_sizes, *self.aspect_ratios, 1) <= 0
+            or not self.mask_channels
+            or self.norm_eps < 0
+        ):
+            raise WnlbError("model configuration has a width, size or ratio that is not positive; expected more than 0")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from wnlb.runtime.coco import CocoDocument
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
-from wnlb.runtime.files import atomic_path
+from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
@@ -196,14 +196,7 @@ def _prepare_output(output: Path, source: Source) -> None:
     written_to = {(output / name).parent.resolve() for name in source.paths}
     if read_from & written_to:
         raise WnlbError(f"output {output} is the folder of the pictures, which would be overwritten; choose another")
-    _make_folder(output)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WnlbError(f"output folder {folder} cannot be made: {error.strerror}") from error
+    make_folder(output)
 
 
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
@@ -213,7 +206,7 @@ def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
     encoded, data = cv2.imencode(suffix, picture)
     if not encoded:
         raise WnlbError(f"overlay {path} cannot be encoded as {suffix}")
-    _make_folder(path.parent)
+    make_folder(path.parent)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.tobytes())
 

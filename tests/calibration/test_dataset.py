@@ -114,3 +114,22 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert capsys.readouterr().err.splitlines()[-1].startswith("wnlb scenes: error: darkness is")
     assert main(["scenes", "-o", str(night), "--count", "0"]) == 2
     assert main(["scenes", "-o", str(night), "--size", "10x10"]) == 2
+    assert main(["scenes", "-o", str(night), "--count", "9", "--workers", "-1"]) == 2
+    assert main(["scenes", "-o", str(night), "--seed", "-1"]) == 2
+    assert main(["darken", *source, "-o", str(dark), "--seed", "-1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["../a.png"], "leaves its folder"),
+        (["/tmp/a.png"], "leaves its folder"),
+        (["a.jpg", "a.png"], "would become a"),
+    ],
+)
+def test_darkening_writes_only_where_it_should(tmp_path: Path, names: list[str], said: str) -> None:
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names, 1)]
+    (tmp_path / "a.json").write_text(json.dumps(coco(images=images, annotations=[])))
+    with pytest.raises(WnlbError, match=said):
+        write_darkened(tmp_path / "a.json", tmp_path, tmp_path / "dark", [30], seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

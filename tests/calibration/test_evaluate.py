@@ -151,6 +151,13 @@ def test_broken_objects_get_one_line(change: dict[str, Any], said: str) -> None:
         check_annotations(document)
 
 
+def test_images_without_a_size_get_one_line() -> None:
+    document = planted()
+    del document["images"][1]["height"]
+    with pytest.raises(WnlbError, match=r"image 2\.png has no whole numbers for height"):
+        check_annotations(document)
+
+
 def test_crowds_are_ignored_not_missed() -> None:
     truth = planted()
     truth["annotations"][1]["iscrowd"] = 1

@@ -87,6 +87,15 @@ def test_config_survives_its_dictionary() -> None:
         {"anchor_sizes": (32, 64)},
         {"norm": "group"},
         {"no_such_field": 1},
+        {"norm_eps": "abc"},
+        {"norm_eps": -1},
+        {"levels": 5},
+        {"num_classes": "x"},
+        {"num_classes": True},
+        {"weighted": 1},
+        {"anchor_sizes": [16, 32, 64, 128, 0]},
+        {"mask_channels": []},
+        {"aspect_ratios": ["1"]},
     ],
 )
 def test_bad_configurations_are_refused_by_name(fields: dict[str, object]) -> None:
