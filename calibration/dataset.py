@@ -162,8 +162,8 @@ def _write_scene(
     camera = cameras[index % len(cameras)]
     scene = make_scene(seed, index, height, width)
     name = f"{index:06d}.png"
-    _write_png(output / "images" / name, expose(scene.light, camera, np.random.default_rng([seed, index, 1])))
-    _write_png(output / "clean" / name, scene.clean)
+    write_png(output / "images" / name, expose(scene.light, camera, np.random.default_rng([seed, index, 1])))
+    write_png(output / "clean" / name, scene.clean)
     image = {
         "id": index + 1,
         "file_name": name,
@@ -190,7 +190,7 @@ def _write_darkened_picture(
     for level, camera in enumerate(cameras):
         path = output / f"{camera.electrons_at_white:g}" / "images" / name
         make_folder(path.parent)
-        _write_png(path, expose(light, camera, np.random.default_rng([seed, index, level])))
+        write_png(path, expose(light, camera, np.random.default_rng([seed, index, level])))
     return {**image, "file_name": name.as_posix()}, ""
 
 
@@ -219,7 +219,8 @@ def _in_order(work: Callable[[Any], Any], items: Sequence[Any] | range, workers:
         yield from pool.map(work, items, chunksize=4)
 
 
-def _write_png(path: Path, picture_rgb: NDArray) -> None:
+def write_png(path: Path, picture_rgb: NDArray) -> None:
+    """Write RGB ``[H, W, 3]``, uint8 or uint16, whole or not at all."""
     encoded, data = cv2.imencode(".png", np.ascontiguousarray(picture_rgb[..., ::-1]))
     if not encoded:
         raise WnlbError(f"picture {path} cannot be encoded as PNG")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from wnlb.runtime.errors import MissingDependency
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.onnxruntime_backend import DEVICES
+from wnlb.runtime.table import markdown_table
 
 if TYPE_CHECKING:
     from wnlb.calibration.evaluate import Accuracy, Evaluation
@@ -76,7 +77,7 @@ def _markdown(evaluations: list[Evaluation], same: tuple[int, int, int] | None) 
     rows = [(e.model, *_figures(e.overall)) for e in evaluations]
     if len(evaluations) == 2:
         rows.append(("difference", *_difference(_figures(evaluations[0].overall), _figures(evaluations[1].overall))))
-    lines += _table(("model", *columns), rows)
+    lines += markdown_table(("model", *columns), rows)
     lines += ["", "By darkness (mean linear luminance of the picture), mask AP and box AP:", ""]
     header = ("luminance", "pictures", "objects", *(f"{n} {kind}" for n in names for kind in ("mask", "box")))
     keys = list(evaluations[0].by_darkness)
@@ -86,14 +87,14 @@ def _markdown(evaluations: list[Evaluation], same: tuple[int, int, int] | None) 
         figures: list[tuple[float | None, ...]] = [(b.mask_ap, b.box_ap) for b in bins]
         figures += [_difference(*figures)] if len(figures) == 2 else []
         rows.append((key, bins[0].images, bins[0].objects, *(value for pair in figures for value in pair)))
-    lines += _table(header, rows)
+    lines += markdown_table(header, rows)
     lines += ["", "By class, mask AP and box AP:", ""]
     rows = []
     for key in evaluations[0].by_class:
         figures = [e.by_class[key][::-1] for e in evaluations]
         figures += [_difference(*figures)] if len(figures) == 2 else []
         rows.append((key, *(value for pair in figures for value in pair)))
-    lines += _table(("class", *header[3:]), rows)
+    lines += markdown_table(("class", *header[3:]), rows)
     if same:
         pairs, first, second = same
         lines += ["", f"{pairs} detections agree, of {first} and {second} that score 0.5 or more "
@@ -107,20 +108,6 @@ def _figures(a: Accuracy) -> tuple[float | None, ...]:
 
 def _difference(first: tuple[float | None, ...], second: tuple[float | None, ...]) -> tuple[float | None, ...]:
     return tuple(None if a is None or b is None else a - b for a, b in zip(first, second, strict=True))
-
-
-def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    """Lines of a Markdown table that is aligned for terminals too."""
-
-    def text(value: Any) -> str:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return "-"
-        return f"{value:.1f}" if isinstance(value, float) else str(value)
-
-    cells = [list(header), *([text(value) for value in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
 
 def _json(evaluations: list[Evaluation], same: tuple[int, int, int] | None) -> dict[str, Any]:

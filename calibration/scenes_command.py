@@ -57,7 +57,8 @@ def darkness_levels(text: str) -> list[float]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from wnlb.calibration.dataset import write_scenes
+    from wnlb.calibration.contact_sheet import contact_sheet
+    from wnlb.calibration.dataset import write_png, write_scenes
 
     size = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
     if not size:
@@ -75,5 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             on_done=lambda done: bar.update(done - bar.n),
         )
-    print(f"{arguments.count} scenes, their clean twins and annotations.json are in {arguments.output}/")
+    write_png(arguments.output / "contact_sheet.png", contact_sheet(arguments.seed, levels)[..., ::-1])
+    print(f"{arguments.count} scenes with clean twins, annotations.json and contact_sheet.png: {arguments.output}/")
     return 0

@@ -1,19 +1,26 @@
 """Train the sample model on night scenes that are made on the fly: a compact Mask R-CNN with weighted non-local blocks.
 
-    python scripts/train_sample.py -o out/train --steps 20000
-    python scripts/train_sample.py -o out/plain --steps 20000 --blocks none       # the same without blocks
-    python scripts/train_sample.py -o out/nlb --steps 20000 --blocks unweighted   # the same with plain non-local blocks
+    python scripts/train_sample.py -o out/trunk --blocks none --steps 2500 --decay 0
+    python scripts/train_sample.py -o out/weighted --start out/trunk/sample.pth --first-scene 10000 --steps 1000
+    python scripts/train_sample.py -o out/unweighted --start out/trunk/sample.pth --first-scene 10000 --steps 1000 \\
+        --blocks unweighted
+    python scripts/train_sample.py -o out/none --start out/trunk/sample.pth --first-scene 10000 --steps 1000 \\
+        --blocks none
 
-Writes resume.pth now and then (started again with the same folder, training goes on from there),
-log.csv, curve.png, and at the end sample.safetensors: FP16 weights with the configuration inside. Training uses the
-scenes of seed 1, drawn in order; seeds from 1000 on are for evaluation and are never trained on.
+The first line trains a network without blocks at a constant learning rate. The others start from it, with blocks put
+in (a fresh block is the identity) and the rate falling to zero: the same budget for each, as the paper puts its blocks
+into a trained Mask R-CNN.
+
+Writes resume.pth now and then (started again with the same folder, training goes on from there), log.csv, curve.png,
+and at the end sample.pth and sample.safetensors: FP32 weights, and FP16 weights with the configuration inside. Training
+uses the scenes of seed 1, in order; seeds from 1000 on are for evaluation and are never trained on. Convolutions and
+attention run in BF16 under autocast.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +34,7 @@ from tqdm import tqdm
 from wnlb.calibration.camera import Camera, expose
 from wnlb.calibration.scenes import make_scene
 from wnlb.calibration.shapes import CLASSES
-from wnlb.export.checkpoint import save_checkpoint
+from wnlb.export.checkpoint import load_checkpoint, save_checkpoint
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.files import atomic_path
 
@@ -98,7 +105,7 @@ def make_model(blocks: str, seed: int) -> MaskRCNN:
         max_size=SIZE,
         rpn_pre_nms_top_n_train=600,
         rpn_post_nms_top_n_train=300,
-        box_batch_size_per_image=128,
+        box_batch_size_per_image=64,
     )
 
 
@@ -106,20 +113,24 @@ def train(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device)
-    model = make_model(arguments.blocks, arguments.seed).to(device).train()
+    model = make_model(arguments.blocks, arguments.seed)
+    if arguments.start:
+        _start_from(model, arguments.start)
+    model = model.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(model.parameters(), arguments.lr, weight_decay=1e-4)
     step, rows = _resume(output / "resume.pth", model, optimizer)
     todo = arguments.steps - step
-    scenes = NightScenes(step * arguments.batch, todo * arguments.batch)
+    scenes = NightScenes(arguments.first_scene + step * arguments.batch, todo * arguments.batch)
     loader = DataLoader(scenes, arguments.batch, num_workers=arguments.workers, collate_fn=lambda batch: batch)
     with tqdm(total=arguments.steps, initial=step, unit="step", disable=None) as bar:
         for batch in loader:
-            rate = learning_rate(step, arguments.steps, arguments.lr)
+            rate = learning_rate(step, arguments.steps, arguments.lr, arguments.decay)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             images = [image.to(device) for image, _ in batch]
             targets = [{name: value.to(device) for name, value in target.items()} for _, target in batch]
-            losses = model(images, targets)
+            with torch.autocast(device.type, torch.bfloat16):
+                losses = model(images, targets)
             loss = torch.stack(list(losses.values())).sum()
             if not loss.isfinite():
                 raise SystemExit(f"loss is {loss.item()} at step {step}; lower --lr")
@@ -134,13 +145,25 @@ def train(arguments: argparse.Namespace) -> None:
                 bar.set_postfix(loss=f"{loss.item():.2f}")
             if step % arguments.save_every == 0 or step == arguments.steps:
                 _save(output, model, optimizer, step, rows)
-    save_checkpoint(model.eval(), sample_config(arguments.blocks), output / "sample.safetensors", torch.float16)
+    config = sample_config(arguments.blocks)
+    save_checkpoint(model.eval(), config, output / "sample.pth")
+    save_checkpoint(model, config, output / "sample.safetensors", torch.float16)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 300 steps, then a cosine down to 1 % of the peak."""
-    warm = min((step + 1) / 300, 1.0)
-    return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+def learning_rate(step: int, steps: int, peak: float, decay: float) -> float:
+    """Linear warm-up over 300 steps (a tenth of fewer than 3000), then constant, then down to zero in a line over the
+    last ``decay`` (0 to 1) of all."""
+    warm = (step + 1) / min(300, max(steps // 10, 1))
+    left = (steps - step) / max(steps * decay, 1)
+    return peak * min(warm, left, 1.0)
+
+
+def _start_from(model: MaskRCNN, path: Path) -> None:
+    """Weights of another run; blocks that it lacks stay the identity."""
+    missing, unexpected = model.load_state_dict(load_checkpoint(path)[0].state_dict(), strict=False)
+    strange = unexpected + [name for name in missing if ".wnlb." not in name]
+    if strange:
+        raise SystemExit(f"{path} is no start for this model; it differs in {', '.join(strange[:5])}")
 
 
 def _resume(path: Path, model: MaskRCNN, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
@@ -193,9 +216,12 @@ def main() -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="folder; training in it goes on where it stopped"
     )
-    parser.add_argument("--steps", type=int, default=20000)
+    parser.add_argument("--start", type=Path, help="sample.pth of another run to start from")
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--decay", type=float, default=1.0, help="share of the steps in which the rate falls to zero")
+    parser.add_argument("--first-scene", type=int, default=0, help="number of the first scene; go on where --start was")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=6e-4, help="peak learning rate of AdamW")
+    parser.add_argument("--lr", type=float, default=4e-4, help="peak learning rate of AdamW")
     parser.add_argument("--blocks", choices=("weighted", "unweighted", "none"), default="weighted")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

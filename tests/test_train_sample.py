@@ -26,21 +26,27 @@ def test_targets_fit_the_scene_and_repeat() -> None:
     assert not torch.equal(image, next(iter(NightScenes(4, 1)))[0])
 
 
-def test_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate(step, 2000, 1.0) for step in range(2000)]
+def test_learning_rate_rises_stays_and_falls() -> None:
+    rates = [learning_rate(step, 2000, 2.0, 0.5) for step in range(2001)]
     assert rates[0] < 0.01
-    assert max(rates) == pytest.approx(rates[300], rel=0.1)
-    assert rates[-1] == pytest.approx(0.01, abs=1e-3)
+    assert rates[299:1001] == pytest.approx([2.0] * 702)
+    assert rates[1500] == pytest.approx(1.0)
+    assert rates[2000] == 0
+    assert learning_rate(1999, 2000, 2.0, 0.0) == 2.0  # no decay: to be continued
+
+
+def arguments(output: Path, **fields: object) -> Namespace:
+    common = {"batch": 1, "lr": 1e-4, "blocks": "weighted", "seed": 0, "device": "cpu", "workers": 0, "decay": 0.0}
+    common |= {"log_every": 1, "save_every": 1, "output": output, "start": None, "first_scene": 0}
+    return Namespace(**{**common, **fields})
 
 
 def test_training_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(train_sample, "SIZE", 96)
-    common = {"batch": 1, "lr": 1e-4, "blocks": "weighted", "seed": 0, "device": "cpu", "workers": 0}
-    common |= {"log_every": 1, "save_every": 1, "output": tmp_path}
-    train(Namespace(steps=1, **common))
-    train(Namespace(steps=2, **common))
+    train(arguments(tmp_path, steps=1))
+    train(arguments(tmp_path, steps=2))
     assert "going on from step 1" in capsys.readouterr().out
     assert (tmp_path / "log.csv").read_text().count("\n") == 3
     assert (tmp_path / "curve.png").stat().st_size > 1000
@@ -48,3 +54,17 @@ def test_training_goes_on_where_it_stopped(
     assert config.levels == ("c2", "c3", "c4", "c5")
     assert (tmp_path / "sample.safetensors").stat().st_size < 32e6
     assert any(block.abs().item() > 0 for name, block in model.named_parameters() if name.endswith(".w"))
+
+
+def test_blocks_are_put_into_a_trained_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_sample, "SIZE", 96)
+    trunk, finetuned = tmp_path / "trunk", tmp_path / "finetuned"
+    train(arguments(trunk, blocks="none", steps=1))
+    train(arguments(finetuned, start=trunk / "sample.pth", steps=1, lr=0.0))
+    before = load_checkpoint(trunk / "sample.pth")[0].state_dict()
+    after = load_checkpoint(finetuned / "sample.pth")[0].state_dict()
+    same = [name for name in before if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    assert all(torch.equal(before[name], after[name]) for name in same)
+    assert {name.split(".")[3] for name in after.keys() - before.keys()} == {"wnlb"}
+    with pytest.raises(SystemExit, match=r"no start for this model; it differs in .*wnlb"):
+        train(arguments(tmp_path / "other", blocks="none", start=finetuned / "sample.pth", steps=1))

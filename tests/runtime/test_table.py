@@ -1,6 +1,6 @@
 import pytest
 
-from wnlb.runtime.table import human_bytes, table
+from wnlb.runtime.table import human_bytes, markdown_table, table
 
 
 def test_aligns_words_left_and_numbers_right():
@@ -12,6 +12,16 @@ def test_aligns_words_left_and_numbers_right():
         "level 5    25    144 B",
     ]
     assert table(("name", "N"), []).splitlines() == ["name  N", "----  -"]
+
+
+def test_markdown_marks_what_is_missing():
+    rows = [("all", 41.26, 3), ("tv", None, float("nan"))]
+    assert markdown_table(("class", "AP", "n"), rows) == [
+        "| class | AP   | n |",
+        "|-------|------|---|",
+        "| all   | 41.3 | 3 |",
+        "| tv    | -    | - |",
+    ]
 
 
 @pytest.mark.parametrize(
