@@ -11,6 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from wnlb.export.block import WeightedNonLocalBlock
+from wnlb.plugins.tiles import HEADS
+from wnlb.runtime.errors import WnlbError
+
+_TENSORRT_HEAD = 256  # channels up to which TensorRT fuses MatMul-Softmax-MatMul by itself (its documentation)
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class AttentionPlan:
 
     level: str
     mode: str
-    form: str  # "standard", or "removed" where w is exactly 0
+    form: str  # "standard", "plugin", or "removed" where w is exactly 0
     height: int
     width: int
     channels: int
@@ -39,7 +43,13 @@ class AttentionPlan:
 
 
 def plan_attention(
-    level: str, block: WeightedNonLocalBlock, height: int, width: int, batch: int, memory_bytes: int
+    level: str,
+    block: WeightedNonLocalBlock,
+    height: int,
+    width: int,
+    batch: int,
+    memory_bytes: int,
+    form: str = "standard",
 ) -> AttentionPlan:
     """Choose the form of one block.
 
@@ -48,6 +58,11 @@ def plan_attention(
         height, width: positions of its feature map.
         batch: images per run, which share ``memory_bytes``.
         memory_bytes: what one chunk of the attention matrix may take in float32.
+        form: one of ``options.ATTENTION_FORMS``. ``auto`` takes the plugin where it has a kernel and TensorRT would not
+            fuse the standard form: a head of more than 256 channels, or a matrix that has to be cut into chunks.
+
+    Raises:
+        WnlbError: ``form`` is ``plugin`` and the plugin does not compute this block.
     """
     n, c, d = height * width, block.channels, block.inner_channels
     removed = block.w is not None and block.w.item() == 0
@@ -65,8 +80,24 @@ def plan_attention(
             rows = max(rows // 64 * 64, min(rows, 64))  # whole tiles where the budget has them
             chunks = math.ceil(n / min(rows, n))
             chunk = 4 * n * math.ceil(n / chunks) * batch
-    form = "removed" if removed else "standard"
+    reason = _no_plugin(block.mode, key, d, n)
+    if form == "plugin" and reason and not removed:
+        raise WnlbError(f"attention of {level} cannot be the plugin: {reason}; choose standard or auto for it")
+    if form == "auto":
+        form = "plugin" if not reason and (key > _TENSORRT_HEAD or chunks > 1) else "standard"
+    form = "removed" if removed else form
     return AttentionPlan(level, block.mode, form, height, width, c, d, key, chunks, flops, matrix, chunk)
+
+
+def _no_plugin(mode: str, key: int, d: int, positions: int) -> str:
+    """Why the plugin does not compute a block; empty where it does."""
+    if mode not in ("embedded", "gaussian"):
+        return f"it is made for softmax, and the standard form of mode {mode} is already cheaper"
+    if key not in HEADS or d not in (key, key // 2):
+        return f"it has kernels for {', '.join(map(str, HEADS))} channels, not for {key} of query and {d} of value"
+    if key * positions >= 2**31:
+        return f"{key} channels at {positions} positions are more than 2^31 elements"
+    return ""
 
 
 class DeployedBlock(nn.Module):
@@ -101,6 +132,8 @@ class DeployedBlock(nn.Module):
         key = (x if self.mode == "gaussian" else self.phi(x)).flatten(2)  # [N, k, HW]
         if self.mode == "dot":
             y = query @ (key @ value)
+        elif self.rows >= query.shape[1]:
+            y = self._rows(query, key, value)
         else:
             y = torch.cat([self._rows(part, key, value) for part in query.split(self.rows, 1)], 1)
         y = y.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])

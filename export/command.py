@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from wnlb.export.export_onnx import ExportReport
     from wnlb.export.model import ModelConfig
 
+# Trained on night scenes by scripts/train_sample.py; see calibration/README.md.
+SAMPLE = Path(__file__).with_name("sample.safetensors")
+
 _DESCRIPTION = """\
 Read a checkpoint (.pth or .safetensors) of a torchvision Mask R-CNN, with or without weighted non-local blocks,
 and write one static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
@@ -30,9 +33,10 @@ and write one static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and Tenso
 The file is compared with the eager model on three inputs before it appears; where anything differs, no file is
 written and the exit code is 1.
 
+  wnlb export sample -o model.onnx --size 320x320
   wnlb export checkpoint.pth -o model.onnx --size 416x608
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest   # LIS
-  wnlb export checkpoint.pth -o model.onnx --size 800x1344 --attention-memory 1GiB
+  wnlb export checkpoint.pth -o model.onnx --size 800x1344 --attention auto
   wnlb export checkpoint.pth -o model.onnx --size 320x320 --set mode=dot --set norm_eps=0
 """
 
@@ -40,7 +44,11 @@ written and the exit code is 1.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     defaults = {field.name: field.default for field in dataclasses.fields(ExportOptions)}
-    parser.add_argument("checkpoint", type=Path, help="weights, as torch.save or safetensors wrote them")
+    parser.add_argument(
+        "checkpoint",
+        type=_checkpoint_path,
+        help="weights, as torch.save or safetensors wrote them; 'sample' is the small trained model of this package",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument(
         "--size", required=True, metavar="HxW", help="input size in pixels, multiples of 32, e.g. 416x608"
@@ -82,6 +90,13 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
         default=defaults["nms_rounds"],
         metavar="N",
         help="longest chain of overlapping boxes that NMS resolves (default: %(default)s)",
+    )
+    graph.add_argument(
+        "--attention",
+        default=defaults["attention"],
+        metavar="FORM",
+        help="standard operators, one node of our TensorRT plugin a block (plugin), or the plugin where TensorRT "
+        "would not fuse the standard form (auto); also per level: c2=plugin,c3=standard (default: %(default)s)",
     )
     graph.add_argument(
         "--attention-memory",
@@ -161,6 +176,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _checkpoint_path(text: str) -> Path:
+    """The file, or the shipped sample."""
+    path = Path(text)
+    return SAMPLE if text == "sample" and not path.exists() else path
+
+
 def _options(arguments: argparse.Namespace) -> ExportOptions:
     size = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
     if not size:
@@ -177,6 +198,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         candidates=arguments.candidates,
         nms_rounds=arguments.nms_rounds,
         masks=arguments.masks,
+        attention=arguments.attention,
         attention_memory=_bytes(arguments.attention_memory),
         resize=arguments.resize,
         interpolation=arguments.interpolation,

@@ -21,7 +21,7 @@ from wnlb.export.attention import AttentionPlan, DeployedBlock, fold_batch_norm,
 from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
 from wnlb.export.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, decode_boxes, large_enough
-from wnlb.runtime.errors import GraphError
+from wnlb.runtime.errors import GraphError, WnlbError
 
 _MIN_DETECTION_SIDE = 1e-2  # px: torchvision's RoIHeads.postprocess_detections drops thinner boxes
 
@@ -196,7 +196,12 @@ def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
     for level, _, block in blocks_by_level(model):
         stride = 2 ** int(level[1])
         height, width = options.height // stride, options.width // stride
-        plans.append(plan_attention(level, block, height, width, options.batch, options.attention_memory))
+        form = options.attention_form(level)
+        plans.append(plan_attention(level, block, height, width, options.batch, options.attention_memory, form))
+    unknown = options.attention_levels - {plan.level for plan in plans}
+    if unknown:
+        levels = ", ".join(plan.level for plan in plans) or "none"
+        raise WnlbError(f"attention of {', '.join(sorted(unknown))} was asked for; the model has blocks at {levels}")
     return plans
 
 

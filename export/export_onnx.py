@@ -17,7 +17,9 @@ from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.attention import AttentionPlan
 from wnlb.export.deploy import DeployGraph
+from wnlb.export.fuse import PLUGIN_OP, fuse_attention
 from wnlb.export.lint import lint
+from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
 from wnlb.export.passes import name_by_module, set_metadata
 from wnlb.export.verify import CaseReport, verify
@@ -70,6 +72,8 @@ def export_onnx(
     on_step("trace")
     file = trace(graph, contract)
     name_by_module(file)
+    paths = [path.removeprefix("backbone.") for _, path, _ in blocks_by_level(model)]
+    _use_plugin(file, [f"{path}/" for path, plan in zip(paths, graph.plans, strict=True) if plan.form == "plugin"])
     set_metadata(file, {METADATA_KEY: contract.to_json()})
     on_step("lint")
     lint(file, contract)
@@ -132,6 +136,17 @@ def make_contract(
         tool_version=importlib.metadata.version("wnlb-deploy"),
         checkpoint_sha256=checkpoint_sha256,
     )
+
+
+def _use_plugin(file: onnx.ModelProto, scopes: list[str]) -> None:
+    """One plugin node for each block, given by how the names of its nodes begin."""
+    if scopes:
+        fuse_attention(file, tuple(scopes))
+        made = sum(node.op_type == PLUGIN_OP for node in file.graph.node)
+        if made != len(scopes):
+            raise GraphError(
+                f"{made} of {len(scopes)} attentions became plugin nodes; export with --attention standard"
+            )
 
 
 def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
+from wnlb.export.fuse import PLUGIN_OP, unfuse_attention
 from wnlb.export.options import MAX_TOP_K
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import GraphError
@@ -26,9 +27,18 @@ _TYPES = {
 def lint(model: onnx.ModelProto, contract: Contract) -> None:
     """Raise GraphError listing every rule that ``model`` breaks.
 
-    Inputs and outputs are those of the contract; only standard operators of ``OPERATORS``, without subgraphs or
-    functions; every shape known; TopK within TensorRT's limit; the input goes straight into Cast.
+    Inputs and outputs are those of the contract; only standard operators of ``OPERATORS``, without subgraphs; no
+    functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
+    known; TopK within TensorRT's limit; the input goes straight into Cast.
     """
+    promised = sum(form.endswith("/plugin") for form in contract.attention.values())
+    found = sum(node.op_type == PLUGIN_OP for node in model.graph.node)
+    if found != promised:
+        raise GraphError(f"the graph has {found} plugin nodes, its contract tells of {promised}")
+    if found:
+        whole, model = model, onnx.ModelProto()
+        model.CopyFrom(whole)
+        unfuse_attention(model)
     problems = [*_interface(model, contract), *_operators(model), *_shapes(model), *_top_k(model), *_input_cast(model)]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""

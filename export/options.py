@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES
 from wnlb.runtime.errors import WnlbError
 
+ATTENTION_FORMS = ("standard", "plugin", "auto")
 MAX_TOP_K = 3840  # TensorRT's limit for TopK
 
 
@@ -26,6 +27,9 @@ class ExportOptions:
     nms_rounds: int = 32  # longest chain of boxes that the unrolled NMS resolves
     masks: str = "box"  # "box": 28 x 28 probabilities inside each box; "none": no mask head
     attention_memory: int = 256 * 2**20  # bytes that a chunk of an attention matrix may take
+    attention: str = (
+        "standard"  # form of the blocks: "standard", "plugin", "auto", or per level "c2=plugin,c3=standard"
+    )
     resize: str = "fit"
     interpolation: str = "bilinear"
 
@@ -50,5 +54,29 @@ class ExportOptions:
         for name, allowed in (("masks", MASKS), ("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in allowed:
                 raise WnlbError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
+        self._attention_forms()
         if self.attention_memory < 2**20:
             raise WnlbError(f"attention memory is {self.attention_memory} bytes; expected at least 1 MiB")
+
+    def attention_form(self, level: str) -> str:
+        """What ``attention`` says of one level; ``standard`` where it says nothing of it."""
+        forms = self._attention_forms()
+        return forms.get(level, forms.get("", "standard"))
+
+    @property
+    def attention_levels(self) -> set[str]:
+        """Levels that ``attention`` names."""
+        return set(self._attention_forms()) - {""}
+
+    def _attention_forms(self) -> dict[str, str]:
+        """Level to form; "" stands for all the others."""
+        forms = {}
+        for part in self.attention.split(","):
+            level, _, form = part.strip().rpartition("=")
+            if form not in ATTENTION_FORMS:
+                raise WnlbError(
+                    f"attention is {self.attention!r}; expected {', '.join(ATTENTION_FORMS)}, or such a form for each "
+                    "level: c2=plugin,c3=standard"
+                )
+            forms[level] = form
+        return forms

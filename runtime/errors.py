@@ -35,3 +35,9 @@ class VerificationError(WnlbError):
     """An exported file that does not compute what the checkpoint computes; exit code 1."""
 
     exit_code = 1
+
+
+class KernelError(WnlbError):
+    """A kernel that does not compile or breaks a limit of its architecture; exit code 1."""
+
+    exit_code = 1

@@ -3,7 +3,7 @@
 prepare_environment() {
     cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
     local python=${PYTHON:-python3} stamp=.venv/.installed-$1 wanted
-    wanted=$(cat pyproject.toml <(find calibration export runtime -name '*.py' | sort) | sha256sum)
+    wanted=$(cat pyproject.toml <(find calibration export plugins runtime -type f ! -name '*.pyc' | sort) | sha256sum)
     if [ ! -x .venv/bin/python ]; then
         "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
             echo "$("$python" --version) found; expected Python 3.10 to 3.13: set PYTHON=/path/to/python" >&2

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton, which reads it then
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from small_models import small_config, small_model
 
 from wnlb.export.checkpoint import load_checkpoint, save_checkpoint

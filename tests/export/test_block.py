@@ -4,10 +4,13 @@ import sys
 
 import pytest
 import torch
+from small_models import small_model
 from torch import nn
 
 from wnlb.export.attention import DeployedBlock, plan_attention
 from wnlb.export.block import MODES, WeightedNonLocalBlock
+from wnlb.export.deploy import plan_blocks
+from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import WnlbError
 
 
@@ -151,3 +154,56 @@ def test_dot_partial_sums_stay_in_the_range_of_fp16() -> None:
 def test_refusals(mode: str, inner: int | None) -> None:
     with pytest.raises(WnlbError, match="expected"):
         WeightedNonLocalBlock(8, mode, inner)
+
+
+def block_of(mode: str, inner: int) -> WeightedNonLocalBlock:
+    """A block whose ``w`` is not zero."""
+    block = WeightedNonLocalBlock(2 * inner, mode, inner)
+    nn.init.ones_(block.w)
+    return block
+
+
+@pytest.mark.parametrize(
+    ("mode", "inner", "side", "memory", "auto"),
+    [
+        ("embedded", 256, 8, 2**30, "standard"),  # TensorRT fuses heads up to 256 by itself
+        ("embedded", 512, 8, 2**30, "plugin"),
+        ("embedded", 64, 64, 2**20, "plugin"),  # in chunks
+        ("gaussian", 256, 8, 2**30, "plugin"),  # its head is 512
+        ("gaussian", 1024, 8, 2**30, "standard"),  # no kernel for 2048
+        ("embedded", 96, 64, 2**20, "standard"),  # nor for 96
+        ("dot", 64, 64, 2**20, "standard"),
+        ("concatenate", 64, 64, 2**20, "standard"),
+    ],
+)
+def test_the_planner_takes_the_plugin_where_tensorrt_would_not_fuse(
+    mode: str, inner: int, side: int, memory: int, auto: str
+) -> None:
+    assert plan_attention("c3", block_of(mode, inner), side, side, 1, memory, "auto").form == auto
+    assert plan_attention("c3", block_of(mode, inner), side, side, 1, memory, "standard").form == "standard"
+
+
+@pytest.mark.parametrize(
+    ("mode", "inner", "message"),
+    [
+        ("dot", 64, "c4 cannot be the plugin: it is made for softmax"),
+        ("embedded", 96, "c4 cannot be the plugin: it has kernels for 32, 64, .* not for 96 of query and 96 of value"),
+    ],
+)
+def test_a_plugin_that_cannot_be_is_refused(mode: str, inner: int, message: str) -> None:
+    with pytest.raises(WnlbError, match=message):
+        plan_attention("c4", block_of(mode, inner), 8, 8, 1, 2**30, "plugin")
+    assert (
+        plan_attention("c4", WeightedNonLocalBlock(2 * inner, mode, inner), 8, 8, 1, 2**30, "plugin").form == "removed"
+    )
+
+
+def test_forms_per_level() -> None:
+    options = ExportOptions(64, 64, attention="c2=plugin, c5=auto")
+    assert [options.attention_form(level) for level in ("c2", "c3", "c5")] == ["plugin", "standard", "auto"]
+    assert ExportOptions(64, 64, attention="auto,c3=standard").attention_form("c2") == "auto"
+    for wrong in ("fused", "c2", "c2=fused", "", "c2=plugin,"):
+        with pytest.raises(WnlbError, match="expected standard, plugin, auto"):
+            ExportOptions(64, 64, attention=wrong)
+    with pytest.raises(WnlbError, match="attention of c7, p2 was asked for; the model has blocks at c2, c3, c4, c5"):
+        plan_blocks(small_model(), ExportOptions(64, 64, attention="p2=auto,c7=plugin"))

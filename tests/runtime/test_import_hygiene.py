@@ -59,7 +59,14 @@ def test_the_runtime_imports_only_the_runtime(name):
 @pytest.mark.parametrize("path", sorted((ROOT / "export").glob("*.py")), ids=lambda path: path.stem)
 def test_the_export_imports_little_of_the_runtime(path):
     allowed = {f"wnlb.runtime.{name}" for name in ("contract", "geometry", "detections", "errors", "files", "table")}
+    allowed |= {"wnlb.plugins.tiles"}  # which head sizes there are kernels for
     assert {name for name in imports_of_ours(path) if not name.startswith("wnlb.export")} <= allowed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "plugins").glob("*.py")), ids=lambda path: path.stem)
+def test_the_plugins_import_little_of_the_runtime(path):
+    allowed = {f"wnlb.runtime.{name}" for name in ("errors", "files", "table")}
+    assert {name for name in imports_of_ours(path) if not name.startswith("wnlb.plugins")} <= allowed
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "calibration").glob("*.py")), ids=lambda path: path.stem)

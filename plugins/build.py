@@ -1,0 +1,282 @@
+"""Compile the attention kernel ahead of time, for every architecture, on a machine that needs no GPU.
+
+    python -m wnlb.plugins.build                       # all architectures, into the package
+    python -m wnlb.plugins.build --arch 87 -o kernels/ # one, elsewhere
+
+Writes kernels.bin (what the TensorRT plugin embeds: a header, a record for each kernel as in src/kernels.h, the cubins)
+and manifest.json (the same for people and programs, with registers, shared memory, stack and hashes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from wnlb.plugins.tiles import HEADS, ITEM_BYTES, SHARED_MEMORY, Tile, tile_for_any_n, tiles_for
+from wnlb.runtime.errors import KernelError, WnlbError
+from wnlb.runtime.files import atomic_path, make_folder
+from wnlb.runtime.table import human_bytes, table
+
+KERNELS = Path(__file__).resolve().with_name("kernels")  # in the source tree where the install is editable
+MAX_STACK = 256  # bytes of local memory a thread: what does not fit into its registers
+_MAGIC = b"WNLBKRN1"
+_RECORD = struct.Struct("<10I3Q")  # Kernel of src/kernels.h
+_TYPES = {"float16": ("*fp16", 0), "bfloat16": ("*bf16", 1), "float32": ("*fp32", 2)}
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel to compile. ``tactic`` 0 serves any N; from 1 up N must be a multiple of 16 where ``aligned``."""
+
+    arch: int
+    dtype: str
+    d: int
+    tile: Tile
+    aligned: bool
+    tactic: int
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled kernel and what the assembler says of it."""
+
+    job: Job
+    cubin: bytes
+    registers: int
+    stack: int  # bytes a thread
+    shared: int  # bytes a block
+    scratch: int  # pointers behind the kernel's own parameters
+
+
+def jobs(archs: Sequence[int], dtypes: Sequence[str], heads: Sequence[int]) -> list[Job]:
+    """All kernels for blocks of these head sizes: e = d (embedded) and e = d / 2 (gaussian)."""
+    found: dict[Job, None] = {}
+    for arch in archs:
+        for dtype in dtypes:
+            for d in heads:
+                for e in (d, d // 2):
+                    tiles = tiles_for(arch, d, e, dtype)
+                    numbers = {tile: i for i, tile in enumerate(tiles_for(arch, d, d, dtype), 1)}
+                    for tile in tiles:
+                        tactic = numbers.get(tile, len(numbers) + tiles.index(tile) + 1)
+                        found[Job(arch, dtype, d, tile, dtype != "float32", tactic)] = None
+                    if dtype != "float32":
+                        found[Job(arch, dtype, d, tile_for_any_n(d, e), False, 0)] = None
+    return list(found)
+
+
+def compile_kernel(job: Job) -> Built:
+    """Compile one kernel. Raises KernelError with the compiler's reason."""
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from wnlb.plugins.attention import non_local_attention_kernel
+
+    knobs.compilation.disable_line_info = True  # no paths of this machine in what is shipped
+    tile = job.tile
+    constants = {"D": job.d, "PIECE": tile.piece, "VALUE": tile.value, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+    signature = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "y_ptr"), _TYPES[job.dtype][0])
+    signature |= {"N": "i32", **dict.fromkeys(constants, "constexpr")}
+    divisible = {(i,): [["tt.divisibility", _ALIGNMENT]] for i in range(5 if job.aligned else 4)}
+    try:
+        compiled = triton.compile(
+            ASTSource(non_local_attention_kernel, signature, constants, divisible),
+            target=GPUTarget("cuda", job.arch, 32),
+            options={"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise KernelError(f"Triton {triton.__version__} cannot compile {name_of(job)}: {reason}") from error
+    cubin = compiled.asm["cubin"]
+    registers, stack = _resources(cubin, knobs.nvidia.cuobjdump.path)
+    parameters = len(re.findall(r"\.param \.\w+ .*kernel_param_\d+", compiled.asm["ptx"]))
+    return Built(job, cubin, registers, stack, compiled.metadata.shared, parameters - 5)
+
+
+def name_of(job: Job) -> str:
+    kind = "any" if not job.aligned else "aligned"
+    return f"sm_{job.arch} {job.dtype} d={job.d} {job.tile.name} {kind}"
+
+
+def check(kernels: Sequence[Built], max_stack: int) -> None:
+    """Raise KernelError for kernels that spill too much or want more shared memory than their architecture has."""
+    for kernel in kernels:
+        limit = SHARED_MEMORY[kernel.job.arch]
+        if kernel.shared > limit:
+            got = f"{human_bytes(kernel.shared)} of shared memory; the architecture has {human_bytes(limit)}"
+            raise KernelError(f"{name_of(kernel.job)} wants {got} for a block: choose a smaller tile")
+        if kernel.stack > max_stack:
+            raise KernelError(
+                f"{name_of(kernel.job)} keeps {kernel.stack} bytes a thread in local memory; at most {max_stack} are "
+                "allowed: choose a smaller tile or raise --max-stack"
+            )
+
+
+def write(kernels: Sequence[Built], output: Path) -> None:
+    """kernels.bin and manifest.json, each whole or not at all."""
+    import triton
+
+    offset = len(_MAGIC) + 8 + len(kernels) * _RECORD.size
+    records, code, entries = b"", b"", []
+    for kernel in kernels:
+        job, digest = kernel.job, hashlib.sha256(kernel.cubin)
+        padding = -(offset + len(code)) % _ALIGNMENT
+        code += b"\0" * padding
+        position = offset + len(code)
+        code += kernel.cubin
+        records += _RECORD.pack(
+            job.arch, _TYPES[job.dtype][1], job.d, job.tile.value, job.tile.block_m, 32 * job.tile.warps,
+            kernel.shared, job.aligned, job.tactic, kernel.scratch,
+            position, len(kernel.cubin), int.from_bytes(digest.digest()[:8], "little"),
+        )  # fmt: skip
+        entries.append(
+            {
+                **asdict(job),
+                "registers": kernel.registers,
+                "stack_bytes": kernel.stack,
+                "shared_bytes": kernel.shared,
+                "cubin_bytes": len(kernel.cubin),
+                "sha256": digest.hexdigest(),
+            }
+        )
+    content = _MAGIC + struct.pack("<Q", len(kernels)) + records + code
+    manifest = {
+        "triton": triton.__version__,
+        "symbol": "non_local_attention_kernel",
+        "grid": ["ceil(N / block_m)", "e / value", "B"],
+        "kernels_sha256": hashlib.sha256(content).hexdigest(),
+        "kernels": entries,
+    }
+    make_folder(output)
+    with atomic_path(output / "kernels.bin") as temporary:
+        temporary.write_bytes(content)
+    with atomic_path(output / "manifest.json") as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1))
+
+
+def report(kernels: Sequence[Built]) -> str:
+    """The table that the command prints."""
+    rows = []
+    for kernel in kernels:
+        job, tile = kernel.job, kernel.job.tile
+        rows.append(
+            (
+                f"sm_{job.arch}", job.dtype, job.d, f"{tile.block_m} x {tile.block_n}", tile.piece, tile.value,
+                tile.warps, "16k" if job.aligned else "any", job.tactic, kernel.registers, kernel.stack,
+                f"{kernel.shared / 1024:.0f} of {SHARED_MEMORY[job.arch] // 1024}", f"{len(kernel.cubin) / 1024:.0f}",
+            )
+        )  # fmt: skip
+    header = (
+        "arch",
+        "type",
+        "d",
+        "tile",
+        "piece",
+        "value",
+        "warps",
+        "N",
+        "tactic",
+        "regs",
+        "stack B",
+        "shared KiB",
+        "KiB",
+    )
+    return table(header, rows)
+
+
+def _resources(cubin: bytes, cuobjdump: str) -> tuple[int, int]:
+    """Registers and bytes of stack of a thread."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run([cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", done.stdout)
+    if done.returncode or not found:
+        raise KernelError(f"cuobjdump does not tell what a kernel uses: {done.stderr.strip() or done.stdout.strip()}")
+    return int(found[1]), int(found[2])
+
+
+def _compile_all(todo: Sequence[Job], workers: int) -> Iterator[Built]:
+    if workers == 1:
+        yield from map(compile_kernel, todo)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(compile_kernel, todo)
+
+
+def _choices(text: str, allowed: Sequence[str], what: str) -> list[str]:
+    chosen = text.split(",")
+    wrong = [item for item in chosen if item not in allowed]
+    if wrong:
+        raise WnlbError(f"{what} {wrong[0]!r} is not known; expected some of {', '.join(allowed)}")
+    return chosen
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        raise WnlbError("TRITON_INTERPRET is set, with which Triton compiles nothing; unset it")
+    archs = [int(text) for text in _choices(arguments.arch, [str(arch) for arch in SHARED_MEMORY], "architecture")]
+    dtypes = _choices(arguments.dtype, list(ITEM_BYTES), "type")
+    heads = [int(text) for text in _choices(arguments.heads, [str(d) for d in HEADS], "head size")]
+    if arguments.workers < 0:
+        raise WnlbError(f"{arguments.workers} workers; expected 0 (one per core) or more")
+    todo = jobs(archs, dtypes, heads)
+    built = []
+    with tqdm(total=len(todo), unit="kernel", disable=None, file=sys.stderr, leave=False) as bar:
+        for kernel in _compile_all(todo, arguments.workers or os.cpu_count() or 1):
+            bar.update()
+            bar.set_postfix_str(name_of(kernel.job))
+            built.append(kernel)
+    print(report(built))
+    check(built, arguments.max_stack)
+    write(built, arguments.output)
+    size = (arguments.output / "kernels.bin").stat().st_size
+    print(f"\nwrote {arguments.output / 'kernels.bin'}: {len(built)} kernels, {human_bytes(size)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m wnlb.plugins.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--output", type=Path, default=KERNELS, help="folder (default: kernels/ in the package)")
+    every = ",".join(map(str, SHARED_MEMORY))
+    parser.add_argument("--arch", default=every, metavar="A,A,...", help=f"compute capabilities (default: {every})")
+    every = ",".join(ITEM_BYTES)
+    parser.add_argument("--dtype", default=every, metavar="T,T,...", help=f"types (default: {every})")
+    every = ",".join(map(str, HEADS))
+    parser.add_argument("--heads", default=every, metavar="D,D,...", help=f"head sizes (default: {every})")
+    parser.add_argument(
+        "--max-stack",
+        type=int,
+        default=MAX_STACK,
+        metavar="BYTES",
+        help="spills allowed a thread (default: %(default)s)",
+    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
+    try:
+        run(parser.parse_args())
+    except WnlbError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
