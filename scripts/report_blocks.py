@@ -107,10 +107,11 @@ def plot(rows: dict[str, Row], path: Path) -> None:
         for row in (row for row in rows.values() if row["off"] is None):
             bins = row["by_darkness"]
             axis.plot(list(bins), [accuracy[kind] for accuracy in bins.values()], "o-", label=row["of"])
-        axis.set(xlabel="mean linear luminance (left: darkest)", ylabel="AP in percent", ylim=(0, None))
+        axis.set(xlabel="mean linear luminance (left: darkest)", ylabel="AP in percent")
         axis.set_title(kind.replace("_ap", " AP"))
         axis.grid(alpha=0.3)
         axis.legend()
+    axes[0].set_ylim(bottom=0)  # both, once all lines are drawn
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)

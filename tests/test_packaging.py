@@ -21,7 +21,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, target = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("calibration", "export", "runtime"):
+    for name in ("calibration", "export", "plugins", "runtime"):
         shutil.copytree(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
     subprocess.run([*command, "-w", str(target), str(source)], check=True, capture_output=True)
@@ -37,7 +37,12 @@ def test_only_wnlb_appears_at_the_top_of_site_packages(wheel: Path) -> None:
     assert {
         "wnlb/calibration/scenes.py",
         "wnlb/export/deploy.py",
+        "wnlb/export/sample.safetensors",
         "wnlb/runtime/cli.py",
+        "wnlb/plugins/CMakeLists.txt",
+        "wnlb/plugins/src/embed.S.in",
+        "wnlb/plugins/src/plugin.cpp",
+        "wnlb/plugins/conformance/conformance.cpp",
         "wnlb/runtime/py.typed",
     } <= set(names)
     assert not [name for name in names if name.startswith(("wnlb/tests", "wnlb/scripts"))]

@@ -28,7 +28,7 @@ def test_targets_fit_the_scene_and_repeat() -> None:
 
 def test_learning_rate_rises_stays_and_falls() -> None:
     rates = [learning_rate(step, 2000, 2.0, 0.5) for step in range(2001)]
-    assert rates[0] < 0.01
+    assert rates[0] == pytest.approx(0.01)
     assert rates[299:1001] == pytest.approx([2.0] * 702)
     assert rates[1500] == pytest.approx(1.0)
     assert rates[2000] == 0

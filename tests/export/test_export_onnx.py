@@ -14,6 +14,7 @@ from small_models import small_model
 
 from wnlb.export import export_onnx as stage
 from wnlb.export.export_onnx import ExportReport, export_onnx
+from wnlb.export.fuse import PLUGIN_OP
 from wnlb.export.lint import lint
 from wnlb.export.options import ExportOptions
 from wnlb.export.passes import name_by_module, set_metadata
@@ -24,10 +25,16 @@ from wnlb.runtime.errors import GraphError, VerificationError, WnlbError
 # Every mode, placement and backbone, batch 2, chunked attention, no masks, no blocks, each in one file at least.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "embedded inline resnet18": ({}, {"attention_memory": 2**20, "height": 192}),
-    "gaussian lateral resnet34": ({"mode": "gaussian", "placement": "lateral", "backbone": "resnet34"}, {}),
+    "gaussian lateral resnet34, plugin": (
+        {"mode": "gaussian", "placement": "lateral", "backbone": "resnet34"},
+        {"attention": "plugin"},
+    ),
     "dot fpn resnet50, batch 2": ({"mode": "dot", "placement": "fpn", "backbone": "resnet50"}, {"batch": 2}),
     "concatenate inline resnet101": ({"mode": "concatenate", "backbone": "resnet101"}, {"width": 64}),
-    "unweighted, no masks": ({"weighted": False}, {"masks": "none", "width": 160}),
+    "unweighted, plugin at two levels, no masks": (
+        {"weighted": False},
+        {"masks": "none", "width": 160, "attention": "c2=plugin,c5=plugin"},
+    ),
     "no blocks, few proposals": ({"levels": ()}, {"post_nms_top_n": 50, "detections": 10, "candidates": 200}),
 }
 
@@ -67,6 +74,8 @@ def test_variants_export_verify_and_build(tmp_path: Path, variant: str) -> None:
     if "attention_memory" in VARIANTS[variant][1]:
         assert report.plans[0].chunks > 1
         assert sum(node.op_type == "Softmax" and "layer1.wnlb" in node.name for node in file.graph.node) > 1
+    forms = [plan.form for plan in report.plans]
+    assert sum(node.op_type == PLUGIN_OP for node in file.graph.node) == len(file.functions) == forms.count("plugin")
     assert build_in_tensorrt_rtx(path) > 1e6
 
 
