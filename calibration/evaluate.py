@@ -23,6 +23,15 @@ BIN_EDGES = (0.0, 0.015, 0.03, 0.06, 0.12, 1.0)
 AGREEMENT_IOU = 0.9
 AGREEMENT_SCORE = 0.5
 _LUMINANCE = np.array([0.0722, 0.7152, 0.2126], np.float32)  # of linear B, G, R (ITU-R BT.709)
+# What Pascal VOC calls COCO's classes; LIS's annotations may use either.
+_VOC_NAMES = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
 Document = dict[str, Any]
 
 
@@ -152,13 +161,13 @@ def agreement(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]])
 
 
 def category_ids(class_names: Sequence[str], categories: Sequence[dict[str, Any]]) -> list[int | None]:
-    """The category id of each class of a model, by name; None for a class that the set does not have.
+    """The category id of each class of a model, by name (COCO's or Pascal VOC's); None for one that the set lacks.
 
     Raises:
         WnlbError: the set has a category that the model does not know.
     """
-    by_name = {category["name"].strip().lower(): category["id"] for category in categories}
-    known = [name.strip().lower() for name in class_names]
+    by_name = {_plain_name(category["name"]): category["id"] for category in categories}
+    known = [_plain_name(name) for name in class_names]
     unknown = sorted(set(by_name) - set(known))
     if unknown:
         raise WnlbError(
@@ -166,6 +175,11 @@ def category_ids(class_names: Sequence[str], categories: Sequence[dict[str, Any]
             f"{', '.join(class_names[:10])}: export it with --classes, names as in the annotations"
         )
     return [by_name.get(name) for name in known]
+
+
+def _plain_name(name: str) -> str:
+    name = name.strip().lower()
+    return _VOC_NAMES.get(name, name)
 
 
 def check_annotations(document: Document) -> None:

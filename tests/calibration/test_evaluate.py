@@ -135,6 +135,31 @@ def test_classes_are_matched_by_name_whatever_the_ids() -> None:
         category_ids(("bicycle",), lis)
 
 
+def test_lis_in_its_own_folders_names_and_ids(tmp_path: Path, small_model_path: Path) -> None:
+    """Folders and file names as its page lists them, Pascal VOC's class names, category ids from 0."""
+    write_scenes(tmp_path / "made", 2, 64, 96, (300.0,), seed=11)
+    document = read_coco(tmp_path / "made" / "annotations.json")
+    pictures = tmp_path / "LIS" / "RGB-dark" / "JPEGImages"
+    for folder in (pictures, tmp_path / "LIS" / "annotations"):
+        folder.mkdir(parents=True)
+    for image, name in zip(document["images"], ("2.JPG", "4.JPG"), strict=True):
+        picture = cv2.imread(str(tmp_path / "made" / "images" / image["file_name"]))
+        (pictures / name).write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+        image["file_name"] = name
+    voc = ("bicycle", "chair", "diningtable", "bottle", "motorbike", "car", "tvmonitor", "bus")
+    document["categories"] = [{"id": i, "name": name} for i, name in enumerate(voc)]
+    for entry in document["annotations"]:
+        entry["category_id"] -= 1
+    path = tmp_path / "LIS" / "annotations" / "lis_coco_JPG_test+1.json"
+    path.write_text(json.dumps(document))
+    with Predictor(small_model_path) as predictor:
+        found = evaluate(predictor, read_coco(path), pictures, "m")
+    assert found.overall.images == 2
+    assert set(found.by_class) == set(voc)
+    assert {entry["category_id"] for entry in found.results} <= set(range(8))
+    assert category_ids(("tv", "dining table", "motorcycle"), document["categories"][2:7:2]) == [6, 2, 4]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
