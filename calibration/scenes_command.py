@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -59,17 +58,16 @@ def darkness_levels(text: str) -> list[float]:
 def run(arguments: argparse.Namespace) -> int:
     from wnlb.calibration.contact_sheet import contact_sheet
     from wnlb.calibration.dataset import write_png, write_scenes
+    from wnlb.runtime.geometry import parse_size
 
-    size = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
-    if not size:
-        raise WnlbError(f"size is {arguments.size!r}; expected HEIGHTxWIDTH in pixels, e.g. 320x320")
+    height, width = parse_size(arguments.size)
     levels = darkness_levels(arguments.darkness)
     with tqdm(total=max(arguments.count, 0), unit="scene", disable=None, file=sys.stderr, leave=False) as bar:
         write_scenes(
             arguments.output,
             arguments.count,
-            int(size[1]),
-            int(size[2]),
+            height,
+            width,
             levels,
             arguments.seed,
             bits=arguments.bits,

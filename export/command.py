@@ -183,12 +183,12 @@ def _checkpoint_path(text: str) -> Path:
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
-    size = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
-    if not size:
-        raise WnlbError(f"size is {arguments.size!r}; expected HEIGHTxWIDTH in pixels, e.g. 416x608")
+    from wnlb.runtime.geometry import parse_size
+
+    height, width = parse_size(arguments.size)
     return ExportOptions(
-        height=int(size[1]),
-        width=int(size[2]),
+        height=height,
+        width=width,
         batch=arguments.batch,
         pre_nms_top_n=arguments.pre_nms,
         post_nms_top_n=arguments.post_nms,

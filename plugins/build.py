@@ -27,7 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wnlb.plugins.tiles import HEADS, ITEM_BYTES, SHARED_MEMORY, Tile, tile_for_any_n, tiles_for
-from wnlb.runtime.errors import KernelError, WnlbError
+from wnlb.runtime.errors import KernelError, WnlbError, exit_code
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.table import human_bytes, table
 
@@ -270,12 +270,8 @@ def main() -> int:
         help="spills allowed a thread (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: one per core)")
-    try:
-        run(parser.parse_args())
-    except WnlbError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    arguments = parser.parse_args()
+    return exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,11 @@ Every message says which thing, what was received, what was expected and what to
 command prints that message as one line and exits with the class's ``exit_code``.
 """
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
 
 class WnlbError(Exception):
     """Base of everything that a user can cause and mend; exit code 2."""
@@ -41,3 +46,13 @@ class KernelError(WnlbError):
     """A kernel that does not compile or breaks a limit of its architecture; exit code 1."""
 
     exit_code = 1
+
+
+def exit_code(run: Callable[[], object]) -> int:
+    """Run a script's main part: 0, or the code of the WnlbError that ended it, told in one line on standard error."""
+    try:
+        run()
+    except WnlbError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.runtime.errors import PictureError
+from wnlb.runtime.errors import PictureError, WnlbError
 
 _INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 
@@ -94,3 +95,11 @@ def check_frame(frame_bgr: object) -> None:
         raise PictureError(
             f"frame is {frame_bgr.dtype} {list(frame_bgr.shape)}; expected uint8 [h, w, 3] in BGR, not empty"
         )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``"416x608"`` to height and width in pixels. Raises WnlbError."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise WnlbError(f"size is {text!r}; expected HEIGHTxWIDTH in pixels, e.g. 416x608")
+    return int(found[1]), int(found[2])

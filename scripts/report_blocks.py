@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from wnlb.export.checkpoint import load_checkpoint
 from wnlb.export.deploy import blocks_by_level
 from wnlb.export.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
+from wnlb.runtime.errors import exit_code
 from wnlb.runtime.files import atomic_path, make_folder, sha256_of
+from wnlb.runtime.geometry import parse_size
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.table import markdown_table
 
@@ -47,8 +50,7 @@ def switch_off(block: WeightedNonLocalBlock) -> None:
 def score(model: MaskRCNN, name: str, arguments: argparse.Namespace) -> Row:
     """AP of a model as 'wnlb evaluate' measures it, with what identifies it."""
     path = arguments.output / "model.onnx"
-    height, width = map(int, arguments.size.split("x"))
-    export_onnx(model, path, ExportOptions(height, width), class_names=arguments.class_names)
+    export_onnx(model, path, ExportOptions(*parse_size(arguments.size)), class_names=arguments.class_names)
     document = read_coco(arguments.annotations)
     with Predictor(path) as predictor, tqdm(total=len(document["images"]), desc=name, disable=None, leave=False) as bar:
         evaluation = evaluate(predictor, document, arguments.images, name, bar.update)
@@ -58,8 +60,8 @@ def score(model: MaskRCNN, name: str, arguments: argparse.Namespace) -> Row:
 
 def measure(checkpoint: Path, arguments: argparse.Namespace, rows: dict[str, Row]) -> None:
     """Add the rows of one checkpoint to ``rows`` and to report.json, those that are not there yet."""
-    name, origin = checkpoint.parent.name, sha256_of(checkpoint)
     model, config = load_checkpoint(checkpoint)
+    name, origin = checkpoint.parent.name, sha256_of(checkpoint)
     arguments.class_names = config.class_names
     shares = {level: None if b.w is None else b.w.item() for level, _, b in blocks_by_level(model)}
     for off in [None, *shares] if not arguments.no_ablation else [None]:
@@ -117,7 +119,7 @@ def plot(rows: dict[str, Row], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+", help="in folders that name them")
     parser.add_argument("--annotations", type=Path, required=True, help="COCO annotation file")
@@ -126,6 +128,12 @@ def main() -> None:
     parser.add_argument("--size", default="320x320", metavar="HxW", help="input size (default: %(default)s)")
     parser.add_argument("--no-ablation", action="store_true", help="only score the checkpoints as they are")
     arguments = parser.parse_args()
+    return exit_code(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    parse_size(arguments.size)
+    read_coco(arguments.annotations)
     make_folder(arguments.output)
     stored = arguments.output / "report.json"
     rows: dict[str, Row] = json.loads(stored.read_text()) if stored.exists() else {}
@@ -138,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

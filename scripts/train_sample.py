@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +37,8 @@ from wnlb.calibration.scenes import make_scene
 from wnlb.calibration.shapes import CLASSES
 from wnlb.export.checkpoint import load_checkpoint, save_checkpoint
 from wnlb.export.model import ModelConfig, model_from_config
-from wnlb.runtime.files import atomic_path
+from wnlb.runtime.errors import WnlbError, exit_code
+from wnlb.runtime.files import atomic_path, make_folder
 
 TRAIN_SEED = 1
 DARKEST, BRIGHTEST = 8.0, 1200.0  # photo-electrons at white; drawn evenly in stops
@@ -110,8 +112,13 @@ def make_model(blocks: str, seed: int) -> MaskRCNN:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    for name, least in (("steps", 1), ("batch", 1), ("workers", 0), ("log_every", 1), ("save_every", 1)):
+        if getattr(arguments, name) < least:
+            raise WnlbError(f"{name} is {getattr(arguments, name)}; expected at least {least}")
+    if not 0 <= arguments.decay <= 1:
+        raise WnlbError(f"decay is {arguments.decay}; expected a share from 0 to 1")
     output: Path = arguments.output
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     device = torch.device(arguments.device)
     model = make_model(arguments.blocks, arguments.seed)
     if arguments.start:
@@ -163,15 +170,21 @@ def _start_from(model: MaskRCNN, path: Path) -> None:
     missing, unexpected = model.load_state_dict(load_checkpoint(path)[0].state_dict(), strict=False)
     strange = unexpected + [name for name in missing if ".wnlb." not in name]
     if strange:
-        raise SystemExit(f"{path} is no start for this model; it differs in {', '.join(strange[:5])}")
+        raise WnlbError(f"{path} is no start for this model; it differs in {', '.join(strange[:5])}")
 
 
 def _resume(path: Path, model: MaskRCNN, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
     if not path.exists():
         return 0, []
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise WnlbError(
+            f"{path} does not fit this run: {reason}; give another folder, or delete it to start over"
+        ) from error
     torch.set_rng_state(state["rng"])
     print(f"going on from step {state['step']}")
     return state["step"], state["log"]
@@ -211,7 +224,7 @@ def _plot(rows: list[dict[str, float]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="folder; training in it goes on where it stopped"
@@ -228,8 +241,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that make scenes")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=500)
-    train(parser.parse_args())
+    arguments = parser.parse_args()
+    return exit_code(lambda: train(arguments))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,6 +11,7 @@ import train_sample
 from train_sample import NightScenes, learning_rate, train, training_sample
 
 from wnlb.export.checkpoint import load_checkpoint
+from wnlb.runtime.errors import WnlbError
 
 
 def test_targets_fit_the_scene_and_repeat() -> None:
@@ -66,5 +67,25 @@ def test_blocks_are_put_into_a_trained_network(tmp_path: Path, monkeypatch: pyte
     same = [name for name in before if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     assert all(torch.equal(before[name], after[name]) for name in same)
     assert {name.split(".")[3] for name in after.keys() - before.keys()} == {"wnlb"}
-    with pytest.raises(SystemExit, match=r"no start for this model; it differs in .*wnlb"):
+    with pytest.raises(WnlbError, match=r"no start for this model; it differs in .*wnlb"):
         train(arguments(tmp_path / "other", blocks="none", start=finetuned / "sample.pth", steps=1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch": 0}, "batch is 0; expected at least 1"),
+        ({"steps": -1}, "steps is -1; expected at least 1"),
+        ({"decay": 1.5}, r"decay is 1\.5; expected a share"),
+        ({"start": Path("nothing.pth")}, "nothing.pth does not exist"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(WnlbError, match=message):
+        train(arguments(tmp_path, **{"steps": 1, **fields}))
+
+
+def test_a_damaged_resume_is_named(tmp_path: Path) -> None:
+    (tmp_path / "resume.pth").write_bytes(b"damaged")
+    with pytest.raises(WnlbError, match=r"resume\.pth does not fit this run"):
+        train(arguments(tmp_path, steps=1))
