@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from wnlb.export.options import ExportOptions
-from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES
+from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import sha256_of
 from wnlb.runtime.table import human_bytes, table
@@ -37,6 +37,7 @@ written and the exit code is 1.
   wnlb export checkpoint.pth -o model.onnx --size 416x608
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest   # LIS
   wnlb export checkpoint.pth -o model.onnx --size 800x1344 --attention auto
+  wnlb export checkpoint.pth -o model.onnx --size 416x608 --target cpu                                   # no GPU
   wnlb export checkpoint.pth -o model.onnx --size 320x320 --set mode=dot --set norm_eps=0
 """
 
@@ -63,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any]) -> None:
+    graph.add_argument(
+        "--target",
+        choices=TARGETS,
+        default=defaults["target"],
+        help="what the file is to be fast on: gpu, for engines and FP16 or INT8; or cpu, for ONNX Runtime without a "
+        "GPU. It runs on both and detects the same (default: gpu)",
+    )
     graph.add_argument("--batch", type=int, default=defaults["batch"], help="frames per run (default: 1)")
     graph.add_argument(
         "--masks",
@@ -100,9 +108,8 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
     )
     graph.add_argument(
         "--attention-memory",
-        default="256MiB",
         metavar="SIZE",
-        help="most that a piece of an attention matrix may take (default: %(default)s)",
+        help="most that a piece of an attention matrix may take (default: 256MiB; 32MiB for --target cpu)",
     )
 
 
@@ -199,7 +206,8 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         nms_rounds=arguments.nms_rounds,
         masks=arguments.masks,
         attention=arguments.attention,
-        attention_memory=_bytes(arguments.attention_memory),
+        attention_memory=_bytes(arguments.attention_memory) if arguments.attention_memory else None,
+        target=arguments.target,
         resize=arguments.resize,
         interpolation=arguments.interpolation,
     )

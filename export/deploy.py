@@ -18,6 +18,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
 from wnlb.export.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
+from wnlb.export.mask_branch import FourierMaskBranch, MaskBranch
 from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
 from wnlb.export.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, decode_boxes, large_enough
@@ -119,8 +120,6 @@ class DetectionStage(nn.Module):
 
     limit: Tensor  # [4] largest coordinates
     score_threshold: Tensor  # []
-    mask_weight: Tensor  # [C + 1, c] of the last projection
-    mask_bias: Tensor  # [C + 1, 1]
 
     def __init__(self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions) -> None:
         super().__init__()
@@ -137,12 +136,9 @@ class DetectionStage(nn.Module):
         self.register_buffer("limit", torch.tensor([options.width, options.height] * 2) * 1.0, persistent=False)
         self.with_masks = options.masks == "box"
         if self.with_masks:
-            self.mask_pool = _atlas_roi_align(heads.mask_roi_pool, self.layout, scales)
-            self.mask_head = heads.mask_head
-            self.mask_cells = _transposed_as_cells(heads.mask_predictor.conv5_mask)
-            projection = heads.mask_predictor.mask_fcn_logits
-            self.register_buffer("mask_weight", projection.weight.detach().flatten(1), persistent=False)
-            self.register_buffer("mask_bias", projection.bias.detach().unsqueeze(1), persistent=False)
+            pool = _atlas_roi_align(heads.mask_roi_pool, self.layout, scales)
+            form = FourierMaskBranch if options.target == "cpu" else MaskBranch
+            self.mask = form(pool, heads.mask_head, heads.mask_predictor)
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
         atlas = self.layout.build(levels)
@@ -156,7 +152,7 @@ class DetectionStage(nn.Module):
         labels = labels.gather(1, index) * found
         outputs = [boxes, scores, labels.int()]
         if self.with_masks:
-            outputs.append(self._masks(atlas, boxes, labels) * found[:, :, None, None])
+            outputs.append(self.mask(atlas, boxes, labels) * found[:, :, None, None])
         return (*outputs, found.sum(1).int())
 
     def ranked(self, atlas: Tensor, proposals: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -174,21 +170,6 @@ class DetectionStage(nn.Module):
         real = (best > self.score_threshold) & large_enough(boxes, _MIN_DETECTION_SIDE)
         return boxes, best, label, real.to(boxes.dtype)
 
-    def _masks(self, atlas: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-        """Probabilities ``[N, D, 28, 28]`` of each box's own class; the other classes are not computed.
-
-        ``conv5_mask``, a transposed convolution with stride 2 and kernel 2, is four 1 x 1 convolutions, one for each
-        pixel of a 2 x 2 cell. The cells are laid out after the last projection, when one channel is left.
-        """
-        x = torch.relu(self.mask_cells(self.mask_head(self.mask_pool(atlas, boxes))))  # [N*D, 4*c, h, w]
-        rows, height, width = x.shape[0], *x.shape[2:]
-        own = labels.flatten()
-        weight = F.embedding(own, self.mask_weight).unsqueeze(1)  # [N*D, 1, c]
-        cells = x.reshape(rows, 4, -1, height * width)
-        logits = weight.unsqueeze(1) @ cells + F.embedding(own, self.mask_bias).unsqueeze(-1).unsqueeze(-1)
-        logits = logits.reshape(rows, 2, 2, height, width).permute(0, 3, 1, 4, 2)
-        return logits.sigmoid().reshape(*labels.shape, 2 * height, 2 * width)
-
 
 def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
     """What each block will cost at the size of ``options``, in the order of the network."""
@@ -197,7 +178,7 @@ def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
         stride = 2 ** int(level[1])
         height, width = options.height // stride, options.width // stride
         form = options.attention_form(level)
-        plans.append(plan_attention(level, block, height, width, options.batch, options.attention_memory, form))
+        plans.append(plan_attention(level, block, height, width, options.batch, options.attention_bytes, form))
     unknown = options.attention_levels - {plan.level for plan in plans}
     if unknown:
         levels = ", ".join(plan.level for plan in plans) or "none"
@@ -213,16 +194,6 @@ def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> Atl
         )
     side = pool.output_size[0]
     return AtlasRoIAlign(layout, scales, side, pool.sampling_ratio, pool.canonical_scale, pool.canonical_level)
-
-
-def _transposed_as_cells(conv: Any) -> nn.Conv2d:
-    """``ConvTranspose2d(c_in, c, 2, 2)`` as a 1 x 1 convolution to 4*c channels, in the order (dy, dx, c)."""
-    if conv.kernel_size != (2, 2) or conv.stride != (2, 2) or conv.padding != (0, 0):
-        raise GraphError(f"the mask predictor upsamples by {conv}; expected kernel 2, stride 2, no padding")
-    cells = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 1)
-    cells.weight = nn.Parameter(conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.in_channels, 1, 1).detach(), False)
-    cells.bias = nn.Parameter(conv.bias.repeat(4).detach(), False)
-    return cells
 
 
 def _pyramid_shapes(model: MaskRCNN, height: int, width: int) -> list[tuple[int, int]]:

@@ -131,6 +131,7 @@ def make_contract(
         mean=tuple(mean),
         std=tuple(std),
         masks=options.masks,
+        target=options.target,
         attention={plan.level: f"{plan.mode}/{plan.form}" for plan in graph.plans},
         opset=OPSET,
         tool_version=importlib.metadata.version("wnlb-deploy"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES
+from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
 
 ATTENTION_FORMS = ("standard", "plugin", "auto")
@@ -26,7 +26,10 @@ class ExportOptions:
     candidates: int = 1000  # (proposal, class) pairs that enter the last NMS
     nms_rounds: int = 32  # longest chain of boxes that the unrolled NMS resolves
     masks: str = "box"  # "box": 28 x 28 probabilities inside each box; "none": no mask head
-    attention_memory: int = 256 * 2**20  # bytes that a chunk of an attention matrix may take
+    # What the file is made for: "gpu" for TensorRT and FP16 or INT8 conversion; "cpu" for ONNX Runtime on a CPU.
+    # Both run everywhere and detect the same.
+    target: str = "gpu"
+    attention_memory: int | None = None  # bytes that a chunk of an attention matrix may take; None: as the target likes
     attention: str = (
         "standard"  # form of the blocks: "standard", "plugin", "auto", or per level "c2=plugin,c3=standard"
     )
@@ -51,12 +54,22 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise WnlbError(f"{name} is {value}; expected a number from 0 to 1")
-        for name, allowed in (("masks", MASKS), ("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
+        for name, allowed in (
+            ("target", TARGETS),
+            ("masks", MASKS),
+            ("resize", RESIZES),
+            ("interpolation", INTERPOLATIONS),
+        ):
             if getattr(self, name) not in allowed:
                 raise WnlbError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
         self._attention_forms()
-        if self.attention_memory < 2**20:
+        if self.attention_memory is not None and self.attention_memory < 2**20:
             raise WnlbError(f"attention memory is {self.attention_memory} bytes; expected at least 1 MiB")
+
+    @property
+    def attention_bytes(self) -> int:
+        """``attention_memory`` or its default: on a CPU, pieces that its caches hold."""
+        return self.attention_memory or (32 if self.target == "cpu" else 256) * 2**20
 
     def attention_form(self, level: str) -> str:
         """What ``attention`` says of one level; ``standard`` where it says nothing of it."""

@@ -180,15 +180,31 @@ class AtlasRoIAlign(nn.Module):
 
     def forward(self, atlas: Tensor, boxes: Tensor) -> Tensor:
         """``atlas [N, C, height, width]`` and ``boxes [N, R, 4]`` to ``[N * R, C, S, S]``."""
-        batch, channels = atlas.shape[:2]
-        rois, side, ratio = boxes.shape[1], self.output_size, self.sampling_ratio
-        grid = torch.stack(self._sampling_points(boxes), -1)  # [N, R, S*r, S*r, 2]
-        # The r*r points of a bin go to the front, so that their mean runs over whole blocks of memory.
-        grid = grid.reshape(batch, rois, side, ratio, side, ratio, 2).permute(0, 3, 5, 1, 2, 4, 6)
-        grid = grid.reshape(batch, ratio * ratio * rois * side, side, 2)
+        batch, rois, side = *boxes.shape[:2], self.output_size
+        grid = self._grid(boxes).permute(0, 3, 5, 1, 2, 4, 6)  # [N, r, r, R, S, S, 2]
+        pooled = self._pooled(atlas, grid.reshape(batch, -1, side, 2))  # [N, C, R*S*S]
+        return pooled.reshape(batch, -1, rois, side, side).transpose(1, 2).flatten(0, 1)
+
+    def pixels_first(self, atlas: Tensor, boxes: Tensor) -> Tensor:
+        """The same as ``[S * S, N * R, C]``."""
+        batch, rois, side = *boxes.shape[:2], self.output_size
+        grid = self._grid(boxes).permute(0, 3, 5, 2, 4, 1, 6)  # [N, r, r, S, S, R, 2]
+        pooled = self._pooled(atlas, grid.reshape(batch, -1, rois, 2)).transpose(1, 2)  # [N, S*S*R, C]
+        return pooled.reshape(batch, side * side, rois, -1).transpose(0, 1).flatten(1, 2)
+
+    def _grid(self, boxes: Tensor) -> Tensor:
+        """Sampling points ``[N, R, S, r, S, r, 2]``, y before x in the order of axes, x before y in the last."""
+        grid = torch.stack(self._sampling_points(boxes), -1)
+        bins = (self.output_size, self.sampling_ratio)
+        return grid.reshape(*boxes.shape[:2], *bins, *bins, 2)
+
+    def _pooled(self, atlas: Tensor, grid: Tensor) -> Tensor:
+        """``grid [N, r*r*..., ..., 2]`` to means ``[N, C, ...]``.
+
+        The r*r points of a bin lie outermost, so that their mean runs over whole blocks of memory.
+        """
         samples = F.grid_sample(atlas, grid, align_corners=False)
-        pooled = samples.reshape(batch, channels, ratio * ratio, rois * side * side).mean(2)
-        return pooled.reshape(batch, channels, rois, side, side).transpose(1, 2).flatten(0, 1)
+        return samples.reshape(*atlas.shape[:2], self.sampling_ratio**2, -1).mean(2)
 
     def _sampling_points(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Atlas coordinates of the points, from -1 to 1 over its width and height."""

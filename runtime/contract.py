@@ -19,6 +19,7 @@ MASK_SIZE = 28
 RESIZES = ("fit", "stretch")
 INTERPOLATIONS = ("bilinear", "nearest")
 MASKS = ("box", "none")
+TARGETS = ("gpu", "cpu")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Contract:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     masks: str = "box"
     precision: str = "fp32"
+    target: str = "gpu"  # what the file is fastest on; it runs on both
     attention: dict[str, str] = field(default_factory=dict)  # level -> mode and form, "embedded/standard"
     opset: int = 0
     tool_version: str = ""
@@ -82,6 +84,7 @@ class Contract:
         _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
         _check(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, " or ".join(INTERPOLATIONS))
         _check(self.masks in MASKS, "masks", self.masks, " or ".join(MASKS))
+        _check(self.target in TARGETS, "target", self.target, " or ".join(TARGETS))
         _check(isinstance(self.attention, dict), "attention", self.attention, "an object of level to form")
         _check(isinstance(self.input_name, str), "input_name", self.input_name, "a name")
         _check(self.layout == "NHWC" and self.color == "RGB", "layout", f"{self.layout} {self.color}", "NHWC RGB")

@@ -48,8 +48,7 @@ def prepare(folder: Path, size: int) -> None:
         save_checkpoint(fresh_model(config), config, checkpoint)
     if not (folder / f"wnlb-{size}.onnx").exists():
         model, config = load_checkpoint(checkpoint)
-        # Pieces of attention that fit a CPU's caches; the default is made for GPUs.
-        options = ExportOptions(size, size, attention_memory=32 * 2**20)
+        options = ExportOptions(size, size, target="cpu")
         export_onnx(model, folder / f"wnlb-{size}.onnx", options, class_names=config.class_names)
     plain = folder / f"plain-{size}.onnx"
     if not plain.exists():

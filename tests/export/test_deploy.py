@@ -76,6 +76,21 @@ def test_batch_of_two_equals_two_single_images() -> None:
     assert not np.array_equal(ours["boxes"][0], ours["boxes"][1])
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_for_a_cpu(batch: int) -> None:
+    """The mask head through the Fourier transform finds what the convolutions find."""
+    model = small_model()
+    ours = assert_same(model, ExportOptions(64, 96, batch=batch, target="cpu"))
+    assert ours["masks"].std() > 0
+
+
+def test_for_a_cpu_the_mask_head_must_be_plain() -> None:
+    model = small_model()
+    model.roi_heads.mask_head[1][0].dilation = (2, 2)
+    with pytest.raises(GraphError, match="export with --target gpu"):
+        DeployGraph(model, ExportOptions(64, 96, target="cpu"))
+
+
 @pytest.mark.parametrize("fields", [{"weighted": False}, {"levels": ()}, {"levels": ("c3",)}, {"norm": "frozen"}])
 def test_other_networks(fields: dict[str, object]) -> None:
     assert_same(small_model(**fields), ExportOptions(64, 96))
@@ -157,7 +172,7 @@ def test_masks_none_leaves_the_mask_head_out() -> None:
         graph = DeployGraph(model, options)
         outputs = graph(torch.from_numpy(images(64, 96)))
     assert [tuple(o.shape) for o in outputs] == [(1, 100, 4), (1, 100), (1, 100), (1,)]
-    assert not hasattr(graph.detect, "mask_head")
+    assert not hasattr(graph.detect, "mask")
 
 
 def test_the_model_itself_is_not_changed() -> None:

@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"weighted": False},
         {"masks": "none", "width": 160, "attention": "c2=plugin,c5=plugin"},
     ),
+    "for a CPU, batch 2": ({"levels": ("c3",)}, {"target": "cpu", "batch": 2}),
     "no blocks, few proposals": ({"levels": ()}, {"post_nms_top_n": 50, "detections": 10, "candidates": 200}),
 }
 

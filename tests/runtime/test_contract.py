@@ -28,6 +28,7 @@ OPTIONAL = {
     "std": [1.0, 2.0, 3.0],
     "masks": "none",
     "precision": "int8",
+    "target": "cpu",
     "attention": {"c2": "embedded/standard"},
     "opset": 18,
     "tool_version": "0.1.0",

@@ -1,0 +1,89 @@
+"""The mask head as it is deployed: each box's mask of its own class, in one of two forms that compute the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wnlb.export.fourier import FourierConvolutions, plain_convolutions
+from wnlb.export.static_ops import AtlasRoIAlign
+from wnlb.runtime.errors import GraphError
+
+
+class MaskBranch(nn.Module):
+    """From the atlas to probabilities ``[N, D, 2S, 2S]`` of each box's own class; S is the side of the pooled square.
+
+    The other classes are not computed. ``conv5_mask``, a transposed convolution with stride 2 and kernel 2, is four
+    1 x 1 convolutions, one for each pixel of a 2 x 2 cell. The cells are laid out after the last projection, when one
+    channel is left.
+    """
+
+    own_weight: Tensor  # [C + 1, c] of the last projection
+    own_bias: Tensor  # [C + 1, 1]
+
+    def __init__(self, pool: AtlasRoIAlign, head: Any, predictor: Any) -> None:
+        super().__init__()
+        _check_upsampling(predictor.conv5_mask)
+        self.pool, self.head = pool, head
+        self.cells = _as_cells(predictor.conv5_mask)
+        projection = predictor.mask_fcn_logits
+        self.register_buffer("own_weight", projection.weight.detach().flatten(1), persistent=False)
+        self.register_buffer("own_bias", projection.bias.detach().unsqueeze(1), persistent=False)
+
+    def forward(self, atlas: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        x = torch.relu(self.cells(self.head(self.pool(atlas, boxes))))  # [N*D, 4*c, S, S]
+        rows, height, width = x.shape[0], *x.shape[2:]
+        own = labels.flatten()
+        weight = F.embedding(own, self.own_weight).unsqueeze(1)  # [N*D, 1, c]
+        cells = x.reshape(rows, 4, -1, height * width)
+        logits = weight.unsqueeze(1) @ cells + F.embedding(own, self.own_bias).unsqueeze(-1).unsqueeze(-1)
+        logits = logits.reshape(rows, 2, 2, height, width).permute(0, 3, 1, 4, 2)
+        return logits.sigmoid().reshape(*labels.shape, 2 * height, 2 * width)
+
+
+class FourierMaskBranch(nn.Module):
+    """``MaskBranch`` for a CPU: its convolutions as matrix products, maps as ``[S^2, N*D, c]`` from end to end.
+
+    All classes are projected, for that is one product; the box's own is taken afterwards.
+    """
+
+    cell_weight: Tensor  # [c, 4*c]
+    cell_bias: Tensor  # [4*c]
+    class_weight: Tensor  # [c, C + 1]
+    class_bias: Tensor  # [C + 1]
+
+    def __init__(self, pool: AtlasRoIAlign, head: Any, predictor: Any) -> None:
+        super().__init__()
+        _check_upsampling(predictor.conv5_mask)
+        self.pool = pool
+        self.head = FourierConvolutions(plain_convolutions(head), pool.output_size)
+        layers: dict[str, Any] = {"cell": _as_cells(predictor.conv5_mask), "class": predictor.mask_fcn_logits}
+        for name, layer in layers.items():
+            self.register_buffer(f"{name}_weight", layer.weight.detach().flatten(1).T.contiguous(), persistent=False)
+            self.register_buffer(f"{name}_bias", layer.bias.detach().clone(), persistent=False)
+
+    def forward(self, atlas: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        side, rows = self.pool.output_size, labels.numel()
+        x = self.head(self.pool.pixels_first(atlas, boxes))  # [S^2, N*D, c]
+        cells = torch.relu(x.flatten(0, 1) @ self.cell_weight + self.cell_bias)
+        logits = cells.reshape(-1, self.class_weight.shape[0]) @ self.class_weight + self.class_bias
+        logits = logits.reshape(side * side, rows, 4, -1)
+        own = labels.reshape(1, rows, 1, 1).expand(side * side, -1, 4, -1)
+        logits = logits.gather(3, own).reshape(side, side, rows, 2, 2).permute(2, 0, 3, 1, 4)
+        return logits.sigmoid().reshape(*labels.shape, 2 * side, 2 * side)
+
+
+def _check_upsampling(conv: Any) -> None:
+    if conv.kernel_size != (2, 2) or conv.stride != (2, 2) or conv.padding != (0, 0):
+        raise GraphError(f"the mask predictor upsamples by {conv}; expected kernel 2, stride 2, no padding")
+
+
+def _as_cells(conv: Any) -> nn.Conv2d:
+    """``ConvTranspose2d(c_in, c, 2, 2)`` as a 1 x 1 convolution to 4*c channels, in the order (dy, dx, c)."""
+    cells = nn.Conv2d(conv.in_channels, 4 * conv.out_channels, 1)
+    cells.weight = nn.Parameter(conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.in_channels, 1, 1).detach(), False)
+    cells.bias = nn.Parameter(conv.bias.repeat(4).detach(), False)
+    return cells
