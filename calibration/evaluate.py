@@ -91,12 +91,25 @@ def evaluate(
         WnlbError: a picture is missing or unreadable, classes do not fit, or an annotation is broken.
     """
     check_annotations(document)
+    check_files(document, images)
+    return evaluate_pictures(
+        predictor, document, lambda image: read_picture(images / image["file_name"]), name, on_done
+    )
+
+
+def evaluate_pictures(
+    predictor: Predictor,
+    document: Document,
+    picture_of: Callable[[dict[str, Any]], NDArray[np.uint8]],
+    name: str,
+    on_done: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """As ``evaluate``, with pictures from anywhere: ``picture_of`` an entry of the document's images, uint8 BGR."""
     ids = category_ids(predictor.contract.class_names, document["categories"])
-    _check_files(document, images)
     results: list[dict[str, Any]] = []
     bins: dict[str, list[int]] = {}
     for image in document["images"]:
-        picture = read_picture(images / image["file_name"])
+        picture = picture_of(image)
         if picture.shape[:2] != (image["height"], image["width"]):
             got = f"{picture.shape[1]}x{picture.shape[0]}"
             raise WnlbError(
@@ -203,7 +216,8 @@ def check_annotations(document: Document) -> None:
             raise WnlbError(f"{where} has no bbox of four numbers")
 
 
-def _check_files(document: Document, images: Path) -> None:
+def check_files(document: Document, images: Path) -> None:
+    """Raise WnlbError where a picture of the set is not in the folder."""
     missing = [image["file_name"] for image in document["images"] if not (images / image["file_name"]).is_file()]
     if missing:
         total = len(document["images"])

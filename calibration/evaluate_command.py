@@ -60,16 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
             bar.set_description_str(path.name)
             evaluations.append(evaluate(predictor, document, arguments.images, path.name, bar.update))
     same = agreement(evaluations[0].results, evaluations[1].results) if arguments.baseline else None
-    report = _markdown(evaluations, same)
+    report = markdown(evaluations, same)
     if arguments.output:
         with atomic_path(arguments.output / "report.md") as temporary:
             temporary.write_text(report)
         _plot(evaluations, arguments.output / "darkness.png")
-    print(json.dumps(_json(evaluations, same), indent=2) if arguments.json else report)
+    print(json.dumps(json_of(evaluations, same), indent=2) if arguments.json else report)
     return 0
 
 
-def _markdown(evaluations: list[Evaluation], same: tuple[int, int, int] | None) -> str:
+def markdown(evaluations: list[Evaluation], same: tuple[int, int, int] | None) -> str:
     head = evaluations[0].overall
     lines = [f"{head.images} pictures, {head.objects} objects; AP in percent", ""]
     names = [e.model for e in evaluations] + (["difference"] if len(evaluations) == 2 else [])
@@ -110,7 +110,7 @@ def _difference(first: tuple[float | None, ...], second: tuple[float | None, ...
     return tuple(None if a is None or b is None else a - b for a, b in zip(first, second, strict=True))
 
 
-def _json(evaluations: list[Evaluation], same: tuple[int, int, int] | None) -> dict[str, Any]:
+def json_of(evaluations: list[Evaluation], same: tuple[int, int, int] | None) -> dict[str, Any]:
     def clean(value: Any) -> Any:  # JSON has no NaN
         if isinstance(value, dict):
             return {key: clean(item) for key, item in value.items()}

@@ -24,10 +24,15 @@ _TYPES = {
 }
 
 
+# In files whose contract says INT8.
+QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
+
+
 def lint(model: onnx.ModelProto, contract: Contract) -> None:
     """Raise GraphError listing every rule that ``model`` breaks.
 
-    Inputs and outputs are those of the contract; only standard operators of ``OPERATORS``, without subgraphs; no
+    Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (in an INT8 file also
+    ``QUANTIZERS``), without subgraphs; no
     functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
     known; TopK within TensorRT's limit; the input goes straight into Cast.
     """
@@ -39,7 +44,8 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
         whole, model = model, onnx.ModelProto()
         model.CopyFrom(whole)
         unfuse_attention(model)
-    problems = [*_interface(model, contract), *_operators(model), *_shapes(model), *_top_k(model), *_input_cast(model)]
+    problems = [*_interface(model, contract), *_operators(model, contract), *_shapes(model)]
+    problems += [*_top_k(model), *_input_cast(model)]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise GraphError(f"the graph breaks {len(problems)} rules: {'; '.join(problems[:8])}{more}")
@@ -64,9 +70,10 @@ def _interface(model: onnx.ModelProto, contract: Contract) -> list[str]:
     return problems
 
 
-def _operators(model: onnx.ModelProto) -> list[str]:
+def _operators(model: onnx.ModelProto, contract: Contract) -> list[str]:
+    allowed = OPERATORS | QUANTIZERS if contract.precision.startswith("int8") else OPERATORS
     found = {f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node}
-    problems = [f"operator {name} is not allowed" for name in sorted(found - OPERATORS)]
+    problems = [f"operator {name} is not allowed" for name in sorted(found - allowed)]
     return problems + (["it has local functions"] if model.functions else [])
 
 

@@ -71,7 +71,7 @@ _TCGEN05 = {
     1024: ((64, 64, 128, 256, 8), (64, 32, 128, 256, 8)),
 }
 _HALF = {90: _WGMMA, 100: _TCGEN05, 110: _TCGEN05}
-_FLOAT = {d: ((64, 32, min(d, 32), d, 4) if d <= 64 else (64, 32, 64, 128, 8),) for d in HEADS}
+_FLOAT = {d: ((64, 32, 32, min(d, 128), 4 if d <= 64 else 8),) for d in HEADS}
 _STAGES = 2
 
 

@@ -17,8 +17,10 @@ from wnlb.runtime.errors import WnlbError
 
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
+    "convert": ("wnlb.calibration.convert_command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
     "evaluate": ("wnlb.calibration.evaluate_command", "AP on labelled pictures, by class and by darkness"),
+    "compare": ("wnlb.calibration.compare_command", "models side by side, from the first drifting tensor to pictures"),
     "scenes": ("wnlb.calibration.scenes_command", "write synthetic night scenes with COCO annotations"),
     "darken": ("wnlb.calibration.darken_command", "render a daylight COCO set dark"),
     "inspect": ("wnlb.runtime.inspect_command", "show what a model file holds"),

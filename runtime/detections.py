@@ -54,6 +54,12 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def above(self, score_threshold: float) -> Detections:
+        """Those that score ``score_threshold`` or more."""
+        rows = int((self.scores >= score_threshold).sum())  # best first
+        masks = None if self.masks is None else self.masks[:rows]
+        return Detections(self.height, self.width, self.boxes[:rows], self.scores[:rows], self.labels[:rows], masks)
+
     def full_masks(self) -> Iterator[NDArray[np.bool_]]:
         """Each mask as bool ``[height, width]``, one at a time."""
         for mask in self.masks or ():

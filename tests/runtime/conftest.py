@@ -61,19 +61,6 @@ def wnlb() -> Callable[..., Ran]:
 
 
 @pytest.fixture(scope="session")
-def make_contract() -> Callable[..., Contract]:
-    """A contract of a 64 x 96 model with two rows, but for the entries given."""
-
-    def make(**entries: object) -> Contract:
-        counts = dict.fromkeys(("pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds", "batch"), 1)
-        thresholds = {"score_threshold": 0.0, "nms_threshold": 0.5, "rpn_nms_threshold": 0.7}
-        shape = {"height": 64, "width": 96, "class_names": ("lamp", "dark cat"), "detections": 2}
-        return Contract(**{**counts, **thresholds, **shape, **entries})
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]:
     """Writes a model file, for a batch of two, that finds the same two boxes in every frame.
 

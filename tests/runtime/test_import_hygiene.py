@@ -71,5 +71,7 @@ def test_the_plugins_import_little_of_the_runtime(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "calibration").glob("*.py")), ids=lambda path: path.stem)
 def test_the_calibration_imports_the_runtime_and_no_pytorch(path):
-    assert all(name.startswith(("wnlb.calibration", "wnlb.runtime")) for name in imports_of_ours(path))
+    allowed = {f"wnlb.export.{name}" for name in ("fuse", "lint", "eager")}  # eager: only in a function
+    other = {name for name in imports_of_ours(path) if not name.startswith(("wnlb.calibration", "wnlb.runtime"))}
+    assert other <= allowed
     assert "import torch" not in path.read_text()

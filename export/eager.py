@@ -1,0 +1,61 @@
+"""The eager torchvision model behind the interface of a backend: what every exported file is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wnlb.export.checkpoint import load_checkpoint
+from wnlb.export.export_onnx import configure
+from wnlb.export.options import ExportOptions
+from wnlb.export.verify import eager_detections
+from wnlb.runtime.contract import Contract
+from wnlb.runtime.errors import WnlbError
+
+
+class EagerBackend:
+    """A checkpoint run by torchvision; see ``wnlb.runtime.backend.Backend``.
+
+    Args:
+        checkpoint: weights, as ``load_checkpoint`` reads them.
+        contract: of a file exported from them; size, thresholds and counts are taken from it.
+    """
+
+    def __init__(self, checkpoint: Path, contract: Contract) -> None:
+        self.model, config = load_checkpoint(checkpoint)
+        if config.num_classes != len(contract.class_names) + 1:
+            raise WnlbError(
+                f"checkpoint {checkpoint} has {config.num_classes - 1} classes, the files have "
+                f"{len(contract.class_names)}; compare a checkpoint with what was exported from it"
+            )
+        options = ExportOptions(
+            contract.height,
+            contract.width,
+            pre_nms_top_n=contract.pre_nms_top_n,
+            post_nms_top_n=contract.post_nms_top_n,
+            detections=contract.detections,
+            score_threshold=contract.score_threshold,
+            nms_threshold=contract.nms_threshold,
+        )
+        configure(self.model, options)
+        self.contract = contract
+        self.description = f"PyTorch {torch.__version__}, eager"
+
+    def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
+        """As the exported file: rows beyond ``count`` are 0."""
+        found, _ = eager_detections(self.model, inputs[self.contract.input_name])
+        types = {"labels": np.int32, "count": np.int32}
+        outputs = {
+            name: np.zeros(shape, types.get(name, np.float32)) for name, shape in self.contract.output_shapes.items()
+        }
+        for i, own in enumerate(found):
+            outputs["count"][i] = len(own["scores"])
+            for name in own.keys() & outputs.keys():
+                outputs[name][i, : len(own["scores"])] = own[name]
+        return outputs
+
+    def close(self) -> None:
+        """Nothing to free."""
