@@ -57,7 +57,7 @@ def load_pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as error:
-        raise MissingDependency("matplotlib is not installed: pip install 'wnlb-deploy[calibration]'") from error
+        raise MissingDependency("matplotlib is not installed: pip install 'wnlb-deploy[plots]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from wnlb.runtime.errors import MissingDependency
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.table import markdown_table
@@ -128,13 +127,9 @@ def json_of(evaluations: list[Evaluation], same: tuple[int, int, int] | None) ->
 
 def _plot(evaluations: list[Evaluation], path: Path) -> None:
     """AP against darkness, darkest first."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependency("matplotlib is not installed: pip install 'wnlb-deploy[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from wnlb.calibration.coverage import load_pyplot
 
+    pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for evaluation in evaluations:
         bins = evaluation.by_darkness

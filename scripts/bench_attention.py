@@ -209,10 +209,8 @@ def _line(row: dict[str, Any]) -> str:
 # On the CPU
 
 
-def attention_model(shape: Shape, memory_bytes: int) -> bytes:
+def export_attention(shape: Shape, memory_bytes: int, path: Path) -> None:
     """One embedded attention as the export writes it: query, key, value ``[B, d, N]`` in, output out."""
-    import io
-
     from wnlb.export.attention import plan_attention
     from wnlb.export.block import WeightedNonLocalBlock
 
@@ -228,28 +226,21 @@ def attention_model(shape: Shape, memory_bytes: int) -> bytes:
             return torch.cat(parts, 1).transpose(1, 2)
 
     example = tuple(torch.zeros(shape.batch, shape.d, shape.n) for _ in range(3))
-    buffer = io.BytesIO()
     names = ["query", "key", "value"]
-    torch.onnx.export(
-        Attention(), example, buffer, input_names=names, output_names=["y"], dynamo=False, opset_version=18
-    )
-    return buffer.getvalue()
+    torch.onnx.export(Attention(), example, path, input_names=names, output_names=["y"], dynamo=False, opset_version=18)
 
 
-def run_on_cpu(shape: Shape, memory_bytes: int, threads: int) -> dict[str, float]:
-    """Median milliseconds and peak memory, in a process of its own so that the peak is this run's."""
+def run_on_cpu(shape: Shape, model: Path, threads: int) -> dict[str, float]:
+    """Median milliseconds and peak memory, in a process that does nothing else: the peak is that of the runs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        attention_model(shape, memory_bytes), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
     scale = (2.25 / shape.d) ** 0.25
     dims = (shape.batch, shape.d, shape.n)
     feeds = {name: (rng.standard_normal(dims) * scale).astype(np.float32) for name in ("query", "key", "value")}
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: the export before had one of its own
     before = _resident_peak()
     for _ in range(2):
         session.run(None, feeds)
@@ -279,10 +270,11 @@ def on_cpu(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             if name == "plain" and 3 * 4 * shape.n**2 > _available():
                 found[name] = None  # the matrix, its softmax and room to spare
                 continue
-            with tempfile.NamedTemporaryFile(mode="w", suffix=".json") as file:
-                json.dump({**vars(shape), "memory": memory, "threads": arguments.threads}, file)
-                file.flush()
-                command = [sys.executable, __file__, "--one", file.name]
+            with tempfile.TemporaryDirectory() as folder:
+                model, task = Path(folder) / "attention.onnx", Path(folder) / "task.json"
+                export_attention(shape, memory, model)
+                task.write_text(json.dumps({**vars(shape), "model": str(model), "threads": arguments.threads}))
+                command = [sys.executable, __file__, "--one", str(task)]
                 done = subprocess.run(command, capture_output=True, text=True)
             found[name] = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
         rows.append({**vars(shape), "peers": found})
@@ -308,7 +300,7 @@ def main() -> int:
     if arguments.one:
         task = json.loads(arguments.one.read_text())
         shape = Shape(task["size"], task["level"], task["batch"], task["d"], task["n"])
-        print(json.dumps(run_on_cpu(shape, task["memory"], task["threads"])))
+        print(json.dumps(run_on_cpu(shape, Path(task["model"]), task["threads"])))
         return 0
     return exit_code(lambda: run(arguments))
 

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from small_models import small_model
+from tensorrt_rtx_build import build_in_tensorrt_rtx
 
 from wnlb.calibration.convert import Converter, Int8Choice, ranges_by, read_model
 from wnlb.calibration.dataset import write_scenes
@@ -58,21 +59,6 @@ def int8_half(small_model_path: Path, noise: list[np.ndarray]) -> onnx.ModelProt
     converter.watch_overflow(noise)
     ranges = ranges_by(histograms(converter, noise), "max")
     return converter.int8(Int8Choice(frozenset(converter.groups) - {"predictors"}, "max", "fp16"), ranges)
-
-
-def build_in_tensorrt_rtx(file: Path) -> int:
-    pytest.importorskip(
-        "tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install 'wnlb-deploy[tensorrt-rtx]'"
-    )
-    import tensorrt_rtx_bindings.tensorrt_rtx as trt
-
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    assert parser.parse_from_file(str(file)), [str(parser.get_error(i)) for i in range(parser.num_errors)]
-    engine = builder.build_serialized_network(network, builder.create_builder_config())
-    assert engine is not None
-    return int(engine.nbytes)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

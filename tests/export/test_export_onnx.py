@@ -11,6 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from small_models import small_model
+from tensorrt_rtx_build import build_in_tensorrt_rtx
 
 from wnlb.export import export_onnx as stage
 from wnlb.export.export_onnx import ExportReport, export_onnx
@@ -38,23 +39,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "for a CPU, batch 2": ({"levels": ("c3",)}, {"target": "cpu", "batch": 2}),
     "no blocks, few proposals": ({"levels": ()}, {"post_nms_top_n": 50, "detections": 10, "candidates": 200}),
 }
-
-
-def build_in_tensorrt_rtx(file: Path) -> int:
-    """Parse and build on the CPU; returns the engine's size in bytes."""
-    pytest.importorskip(
-        "tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install 'wnlb-deploy[tensorrt-rtx]'"
-    )
-    import tensorrt_rtx_bindings.tensorrt_rtx as trt
-
-    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    parsed = parser.parse_from_file(str(file))
-    assert parsed, [str(parser.get_error(i)) for i in range(parser.num_errors)]
-    engine = builder.build_serialized_network(network, builder.create_builder_config())
-    assert engine is not None
-    return int(engine.nbytes)
 
 
 def export(path: Path, fields: dict[str, Any], options: dict[str, Any]) -> ExportReport:
