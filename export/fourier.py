@@ -1,7 +1,7 @@
 """Convolutions of small squares through the discrete Fourier transform, as matrix products only.
 
 For a CPU: 360 products instead of 1764 for each 14 x 14 map and pair of channels, in operators that ONNX Runtime
-runs near the speed of its matrix product. A GPU's matrix units are faster on the convolution itself.
+runs near the speed of its matrix product. FP16, INT8 and a GPU's matrix units want the convolution itself.
 """
 
 from __future__ import annotations
