@@ -118,6 +118,44 @@ def compare_taps(
     return reports
 
 
+@dataclass(frozen=True)
+class DetectionError:
+    """How far the detections of a file are from their partners in the reference, over all pictures."""
+
+    pairs: int  # of one image and class, boxes that overlap by an IoU of 0.5 or more, both with a score of 0.5 or more
+    box: float  # mean of the largest difference of an edge, in pixels of the picture
+    score: float  # mean difference
+    mask_iou: float | None  # mean; None without masks
+
+
+def detection_error(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> DetectionError:
+    """Of two models' COCO results on the same pictures."""
+    from pycocotools import mask as coco_mask
+
+    groups: list[dict[tuple[int, int], list[dict[str, Any]]]] = [{}, {}]
+    for group, results in zip(groups, (first, second), strict=True):
+        for entry in results:
+            if entry["score"] >= AGREEMENT_SCORE:
+                group.setdefault((entry["image_id"], entry["category_id"]), []).append(entry)
+    boxes, scores, masks = [], [], []
+    for key in groups[0].keys() & groups[1].keys():
+        ours, theirs = (group[key] for group in groups)
+        overlap = coco_mask.iou([e["bbox"] for e in ours], [e["bbox"] for e in theirs], [0] * len(theirs))
+        for i, j in zip(range(len(ours)), overlap.argmax(1), strict=True):
+            if overlap[i, j] >= 0.5 and overlap[:, j].argmax() == i:  # each is the other's nearest
+                corners = [np.array([x, y, x + w, y + h]) for x, y, w, h in (ours[i]["bbox"], theirs[j]["bbox"])]
+                boxes.append(float(np.abs(corners[0] - corners[1]).max()))
+                scores.append(abs(ours[i]["score"] - theirs[j]["score"]))
+                if "segmentation" in ours[i] and "segmentation" in theirs[j]:
+                    pair = ([e["segmentation"]] for e in (ours[i], theirs[j]))
+                    masks.append(float(coco_mask.iou(*pair, [0])[0, 0]))
+    if not boxes:
+        return DetectionError(0, 0.0, 0.0, None)
+    return DetectionError(
+        len(boxes), float(np.mean(boxes)), float(np.mean(scores)), float(np.mean(masks)) if masks else None
+    )
+
+
 def most_different(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]], count: int) -> list[int]:
     """Ids of the images on which two models' detections differ most, the worst first.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.table import table
 
 if TYPE_CHECKING:
-    from wnlb.calibration.compare import TapReport
+    from wnlb.calibration.compare import DetectionError, TapReport
     from wnlb.calibration.compare_page import Shown
     from wnlb.calibration.evaluate import Evaluation
     from wnlb.runtime.predictor import Predictor
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from wnlb.calibration.compare import detection_error
     from wnlb.calibration.compare_page import page
     from wnlb.calibration.evaluate import agreement
 
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         for path, predictor in zip(arguments.models, predictors, strict=True):
             with _bar(len(judge), path.name, hidden) as bar:
                 evaluations.append(_evaluate(judge, predictor, path.name, bar.update))
+        errors = [detection_error(evaluations[0].results, other.results) for other in evaluations[1:]]
         agreements = [agreement(evaluations[0].results, other.results) for other in evaluations[1:]]
         taps = _taps(arguments, judge, predictors[0], hidden)
         shown = _shown(arguments, judge, predictors, evaluations)
@@ -67,11 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
         for predictor in predictors:
             predictor.close()
     with atomic_path(arguments.output / "index.html") as temporary:
-        temporary.write_text(page(evaluations, judge.truth, agreements, taps, shown))
-    facts = _facts(evaluations, judge.truth, agreements, taps, shown)
+        temporary.write_text(page(evaluations, judge.truth, agreements, errors, taps, shown))
+    facts = _facts(evaluations, judge.truth, agreements, errors, taps, shown)
     with atomic_path(arguments.output / "comparison.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=1))
-    print(json.dumps(facts, indent=2) if arguments.json else _text(evaluations, agreements, taps, arguments.output))
+    print(
+        json.dumps(facts, indent=2)
+        if arguments.json
+        else _text(evaluations, agreements, errors, taps, arguments.output)
+    )
     return 0
 
 
@@ -196,6 +203,7 @@ def _facts(
     evaluations: list[Evaluation],
     truth: str,
     agreements: list[tuple[int, int, int]],
+    errors: list[DetectionError],
     taps: dict[str, TapReport],
     shown: list[Shown],
 ) -> dict[str, Any]:
@@ -203,6 +211,7 @@ def _facts(
 
     return {
         **json_of(evaluations, None),
+        "detections": [dataclasses.asdict(error) for error in errors],
         "agreement": [dict(zip(("pairs", "first", "second"), same, strict=True)) for same in agreements],
         "truth": truth,
         "taps": {
@@ -222,14 +231,19 @@ def _facts(
 def _text(
     evaluations: list[Evaluation],
     agreements: list[tuple[int, int, int]],
+    errors: list[DetectionError],
     taps: dict[str, TapReport],
     output: Path,
 ) -> str:
     from wnlb.calibration.evaluate_command import markdown
 
     lines = [markdown(evaluations, None)]
-    for evaluation, (pairs, first, second) in zip(evaluations[1:], agreements, strict=True):
-        lines.append(f"{evaluation.model}: {pairs} detections agree, of {first} and {second}")
+    for evaluation, (pairs, first, second), error in zip(evaluations[1:], agreements, errors, strict=True):
+        masks = "" if error.mask_iou is None else f", their masks by an IoU of {error.mask_iou:.3f}"
+        lines.append(
+            f"{evaluation.model}: {pairs} detections agree, of {first} and {second}; on average boxes differ by "
+            f"{error.box:.2f} px, scores by {error.score:.3f}{masks}"
+        )
     for name, report in taps.items():
         rows = [(error.tap, f"{error.relative:.4f}", f"{error.largest:.3g}") for error in report.errors]
         first_drift = report.first_drift()

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.calibration.compare import DRIFT, TapReport
+from wnlb.calibration.compare import DRIFT, DetectionError, TapReport
 from wnlb.calibration.evaluate import Evaluation
 
 _STYLE = """
@@ -42,16 +42,17 @@ def page(
     evaluations: Sequence[Evaluation],
     truth: str,
     agreements: Sequence[tuple[int, int, int]],
+    errors: Sequence[DetectionError],
     taps: dict[str, TapReport],
     shown: Sequence[Shown],
 ) -> str:
-    """The page. The first evaluation is the reference; ``agreements`` are the others' with it."""
+    """The page. The first evaluation is the reference; ``agreements`` and ``errors`` are the others' with it."""
     names = [evaluation.model for evaluation in evaluations]
     head = evaluations[0].overall
     parts = [f"<h1>{_text(' against '.join([', '.join(names[1:]), names[0]]))}</h1>"]
     what = "the labels" if truth == "labels" else f"what {names[0]} finds with a score of 0.5 or more"
     parts.append(f"<p>{head.images} pictures, {head.objects} objects; AP in percent, against {_text(what)}.</p>")
-    parts.append(_accuracy(evaluations, agreements))
+    parts.append(_accuracy(evaluations, agreements, errors))
     parts += ["<h2>By darkness</h2>", "<p class=note>mask / box AP by mean linear luminance of the picture</p>"]
     parts.append(_darkness(evaluations))
     if taps:
@@ -72,14 +73,24 @@ def page(
     )
 
 
-def _accuracy(evaluations: Sequence[Evaluation], agreements: Sequence[tuple[int, int, int]]) -> str:
+def _accuracy(
+    evaluations: Sequence[Evaluation],
+    agreements: Sequence[tuple[int, int, int]],
+    errors: Sequence[DetectionError],
+) -> str:
     rows = []
-    for evaluation, same in zip(evaluations, [None, *agreements], strict=True):
+    for evaluation, same, error in zip(evaluations, [None, *agreements], [None, *errors], strict=True):
         a = evaluation.overall
         agree = "" if same is None else f"{same[0]} of {same[1]} and {same[2]}"
         figures = (a.mask_ap, a.mask_ap50, a.mask_ap75, a.box_ap, a.box_ap50, a.box_ap75)
-        rows.append([evaluation.model, *map(_figure, figures), agree])
-    return _table(["model", "mask AP", "AP50", "AP75", "box AP", "AP50", "AP75", "detections that agree"], rows)
+        apart = (
+            ["", ""]
+            if error is None
+            else [f"{error.box:.2f}", "-" if error.mask_iou is None else f"{error.mask_iou:.3f}"]
+        )
+        rows.append([evaluation.model, *map(_figure, figures), agree, *apart])
+    columns = ("detections that agree", "boxes differ by px", "IoU of masks")
+    return _table(["model", "mask AP", "AP50", "AP75", "box AP", "AP50", "AP75", *columns], rows)
 
 
 def _darkness(evaluations: Sequence[Evaluation]) -> str:

@@ -272,7 +272,7 @@ def _int8(
     if arguments.rest == "fp16":
         _watch_overflow(converter, selection, OVERFLOW_PICTURES, hidden)
     small = _judge(arguments, converter, selection, arguments.trial_pictures, hidden)
-    with _bar(None, "try INT8", hidden) as bar:
+    with _bar(_planned(arguments, converter) * len(small), "try INT8", hidden) as bar:
         trials = Int8Trials(
             converter, histograms, small, Ledger(folder / "trials.json"), f"{key} {_labels(arguments)}", bar.update
         )
@@ -297,6 +297,16 @@ def _int8(
         print(f"{arguments.rest.upper()}: {', '.join(left) or 'no layer with weights'}")
         print(_drop_line(drop, judge, arguments.max_ap_drop))
     return converter.int8(choice, ranges_by(histograms, choice.method)), outcome
+
+
+def _planned(arguments: argparse.Namespace, converter: Converter) -> int:
+    """Files to measure before a budget is searched, where none was measured before: FP32, methods, edges, groups."""
+    from wnlb.calibration.convert import EDGES
+    from wnlb.calibration.ranges import METHODS
+
+    methods = len(METHODS) if arguments.method == "auto" else 0
+    groups = 2 * len(converter.groups) if arguments.sensitivity else 0
+    return 1 + methods + len(EDGES) + groups + 1
 
 
 def _labels(arguments: argparse.Namespace) -> str:

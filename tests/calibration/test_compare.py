@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from wnlb.calibration.compare import TapError, compare_taps, most_different, taps_of
+from wnlb.calibration.compare import TapError, compare_taps, detection_error, most_different, taps_of
 from wnlb.calibration.convert import Converter
 from wnlb.calibration.dataset import write_scenes
 from wnlb.runtime.cli import main
@@ -61,6 +61,18 @@ def test_relative_error_by_hand() -> None:
     error = TapError("t")
     error.add(np.array([3.0, 4.0]), np.array([3.0, 3.0], np.float16))
     assert (error.relative, error.largest) == (pytest.approx(0.2), 1.0)
+
+
+def test_how_far_detections_are_apart_by_hand() -> None:
+    def entry(image: int, box: list[float], score: float = 0.9, label: int = 1) -> dict[str, object]:
+        return {"image_id": image, "category_id": label, "score": score, "bbox": box}
+
+    first = [entry(1, [0, 0, 10, 10]), entry(1, [50, 0, 10, 10]), entry(2, [0, 0, 10, 10], label=2)]
+    second = [entry(1, [1, 0, 11, 10], 0.7), entry(1, [80, 0, 10, 10]), entry(2, [0, 0, 10, 10])]
+    error = detection_error(first, second)
+    assert (error.pairs, error.box, error.mask_iou) == (1, 2.0, None)  # 0..10 against 1..12
+    assert error.score == pytest.approx(0.2)
+    assert detection_error(first, []).pairs == 0
 
 
 def test_most_different_pictures() -> None:

@@ -15,10 +15,12 @@ import pytest
 from small_models import small_model
 from tensorrt_rtx_build import build_in_tensorrt_rtx
 
-from wnlb.calibration.convert import Converter, Int8Choice, ranges_by, read_model
+from wnlb.calibration.convert import Converter, Int8Choice, Int8Trials, ranges_by, read_model
 from wnlb.calibration.dataset import write_scenes
-from wnlb.calibration.quantize import check_placement
+from wnlb.calibration.judge import Judge, Ledger
+from wnlb.calibration.quantize import Graph, check_placement
 from wnlb.calibration.ranges import Histogram, Tap
+from wnlb.calibration.search import hold_budget
 from wnlb.export.export_onnx import export_onnx
 from wnlb.export.fuse import PLUGIN_OP, fuse_attention
 from wnlb.export.lint import lint
@@ -26,6 +28,7 @@ from wnlb.export.options import ExportOptions
 from wnlb.runtime.cli import main
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import ContractError, WnlbError
+from wnlb.runtime.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +194,33 @@ def test_sensitivity_and_a_budget_that_cannot_hold(
     quantized = {n.name for n in model.graph.node if n.op_type == "Conv" and n.input[0].endswith(".dequantized")}
     assert "body.layer2.0.conv1/Conv" in quantized
     assert not any(name.startswith("fpn") for name in quantized)
+
+
+def test_the_budget_finds_a_planted_bad_group(
+    small_model_path: Path, night: Path, noise: list[np.ndarray], tmp_path: Path
+) -> None:
+    """The ranges of the mask head are a thousand times too wide, so that its INT8 holds nothing but zeros."""
+    converter = Converter(small_model_path)
+    measured = histograms(converter, noise)
+    graph = Graph(converter.model)
+    heads = [layer.node for layer in converter.layers if layer.group == "mask head"]
+    for tensor in {graph.source(graph.nodes[node].input[0]) for node in heads}:
+        measured[tensor].largest *= 1000
+    pictures = {path.name: cv2.imread(str(path)) for path in sorted((night / "images").iterdir())[:2]}
+    with Predictor(small_model_path) as reference:
+        judge = Judge.on_agreement(reference, pictures)
+    trials = Int8Trials(converter, measured, judge, Ledger(tmp_path / "trials.json"), "key")
+
+    def drop(groups: frozenset[str]) -> float:
+        return trials.drop(Int8Choice(groups, "max", "fp32"))
+
+    groups = ["box head", "mask head", "fpn"]
+    spared = drop(frozenset({"box head", "fpn"}))
+    assert drop(frozenset(groups)) > spared + 5
+    order = sorted(groups, key=lambda group: -drop(frozenset({group})))
+    best, held = hold_budget(order, drop, spared + 1)
+    assert held
+    assert best.spared == ("mask head",)
 
 
 def test_refusals(
