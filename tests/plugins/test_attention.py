@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wnlb.plugins.attention import non_local_attention
+from wnlb.plugins.attention import non_local_attention, non_local_attention_kernel
 from wnlb.plugins.tiles import HEADS, Tile
 from wnlb.runtime.errors import WnlbError
 
@@ -78,6 +78,24 @@ def test_huge_logits_do_not_overflow(dtype: torch.dtype) -> None:
     clear = (logits[..., 0] - logits[..., 1] > 30).unsqueeze(1).expand_as(expected)
     assert clear.float().mean() > 0.9
     assert torch.allclose(got[clear].double(), expected[clear], rtol=torch.finfo(dtype).eps * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1.5, 1e4])
+def test_all_positions_of_c2_at_800x1344(spread: float) -> None:
+    """67,200 keys for the first block of queries: the sums and the online maximum over the longest row there is."""
+    n, d, rows = 200 * 336, 128, 16
+    query, key, value = draw(d, n, torch.float16, spread=spread)
+    got = torch.zeros_like(value)
+    non_local_attention_kernel[(1, 1, 1)](
+        query, key, value, got, n, D=d, PIECE=d, VALUE=d, BLOCK_M=rows, BLOCK_N=1024, num_warps=4, num_stages=2
+    )
+    logits = query[0, :, :rows].double().T @ key[0].double()
+    expected = (logits.softmax(1) @ value[0].double().T).T
+    assert got[0, :, :rows].isfinite().all()
+    assert not got[0, :, rows:].any()
+    tolerance = 2e-3 if spread < 10 else 2e-2  # two logits of 1e4 that nearly tie
+    assert torch.allclose(got[0, :, :rows].double(), expected, atol=tolerance, rtol=tolerance)
+    assert expected.std() > (0.005 if spread < 10 else 0.5)
 
 
 def test_ties_share_the_weight() -> None:
