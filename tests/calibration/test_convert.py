@@ -106,6 +106,11 @@ def test_int8_with_both_rests(small_model_path: Path, noise: list[np.ndarray], i
         assert not np.array_equal(found, expected)
 
 
+def test_int8_builds_in_tensorrt_rtx(int8_half: onnx.ModelProto, tmp_path: Path) -> None:
+    onnx.save(int8_half, tmp_path / "int8.onnx")
+    assert build_in_tensorrt_rtx(tmp_path / "int8.onnx") > 1e6
+
+
 def test_a_converted_file_becomes_the_plugin_form_and_computes_the_same(
     int8_half: onnx.ModelProto, noise: list[np.ndarray]
 ) -> None:
