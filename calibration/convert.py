@@ -28,8 +28,6 @@ from wnlb.runtime.errors import ContractError, WnlbError
 from wnlb.runtime.files import atomic_path
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-PRECISIONS = ("fp16", "bf16", "int8")
-RESTS = ("fp16", "fp32")
 BF16_OPSET = 22  # the first that allows BF16 in Conv
 # First and last layers: a hundredth of the arithmetic. They are INT8 only where that alone costs next to nothing.
 EDGES = ("stem", "predictors")

@@ -136,6 +136,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise WnlbError("--annotations and --eval-images go together: give both, or none to compare with FP32")
     if arguments.max_ap_drop is not None and not arguments.max_ap_drop >= 0:
         raise WnlbError(f"--max-ap-drop is {arguments.max_ap_drop}; expected 0 or more")
+    if arguments.max_ap_drop is not None and arguments.precision == "bf16":
+        raise WnlbError("--max-ap-drop needs a run, and ONNX Runtime's CPU has no BF16; measure the engine instead")
     for name in ("count", "trial_pictures"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise WnlbError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
@@ -194,7 +196,8 @@ def _inputs(converter: Converter, selection: Selection, count: int | None = None
 def _half(
     arguments: argparse.Namespace, converter: Converter, selection: Selection, hidden: bool | None
 ) -> tuple[Any, _Outcome]:
-    _watch_overflow(converter, selection, None, hidden)
+    if arguments.precision == "fp16":  # BF16 has FP32's range
+        _watch_overflow(converter, selection, None, hidden)
     model, report = converter.half(arguments.precision)
     facts = {"precision": arguments.precision, "half": report.half, "fp32": report.full}
     facts |= {"overflowing": list(report.overflowing), "vanishing": report.vanishing}
@@ -224,8 +227,6 @@ def _half_budget(
 
     import onnx
 
-    if arguments.precision == "bf16":
-        raise WnlbError("--max-ap-drop needs a run, and ONNX Runtime's CPU has no BF16; measure the engine instead")
     judge = _judge(arguments, converter, selection, None, hidden)
     with tempfile.TemporaryDirectory() as folder, _bar(2 * len(judge), "measure", hidden) as bar:
         onnx.save(model, Path(folder) / "half.onnx")

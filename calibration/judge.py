@@ -107,7 +107,12 @@ class Judge:
             return evaluate_pictures(predictor, self.document, self.picture_of, path.name, on_done)
 
     def measure(self, path: Path, on_done: Progress = lambda: None) -> Figure:
+        """Raises WnlbError where there is no object to find."""
         overall = self.evaluate(path, on_done).overall
+        if not overall.objects:
+            raise WnlbError(
+                f"the {overall.images} pictures have no labelled object; give more pictures or raise --trial-pictures"
+            )
         return Figure(overall.box_ap, overall.mask_ap)
 
 

@@ -93,7 +93,7 @@ def to_half(
     half, types = HALF[precision], _types(model)
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     overflowing = _overflowing(model, heavy, weights, largest or {}) if precision == "fp16" else set()
-    heavy -= overflowing
+    heavy = heavy - overflowing  # a new set: the caller keeps its own
     outputs = {value.name for value in model.graph.output}
     casts: dict[tuple[str, int], str] = {}
     nodes: list[onnx.NodeProto] = []

@@ -63,6 +63,12 @@ def test_what_overflows_stays_in_fp32() -> None:
     assert to_half(model, "bf16", {"A", "B"}, {"a": 1e9}).overflowing == ()
 
 
+def test_the_callers_set_is_left_alone() -> None:
+    heavy = {"A", "B", "C"}
+    assert to_half(chain(), "fp16", heavy).overflowing == ("C",)
+    assert heavy == {"A", "B", "C"}
+
+
 def test_an_output_keeps_its_type() -> None:
     with pytest.raises(Exception, match="output y is made by D in fp16"):
         to_half(chain(), "fp16", {"D"})
