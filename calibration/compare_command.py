@@ -157,8 +157,8 @@ def _is_int8(manifest: Path) -> bool:
 def _taps(arguments: argparse.Namespace, judge: Any, predictor: Predictor, hidden: bool | None) -> dict[str, TapReport]:
     """Of the files after the first; none where the files are not of one export, or hold what the CPU cannot run."""
     from wnlb.calibration.compare import compare_taps
-    from wnlb.calibration.convert import read_model
     from wnlb.calibration.judge import evenly
+    from wnlb.runtime.onnx_file import read_model
 
     files = [path for path in arguments.models if path.suffix.lower() not in CHECKPOINTS]
     models = [read_model(path) for path in files]

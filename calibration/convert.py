@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import helper, version_converter
 
@@ -23,9 +22,10 @@ from wnlb.calibration.quantize import Graph, Layer, check_placement, pair_names,
 from wnlb.calibration.ranges import Histogram, largest_magnitudes
 from wnlb.export.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
 from wnlb.export.lint import lint
-from wnlb.runtime.contract import METADATA_KEY, Contract
-from wnlb.runtime.errors import ContractError, WnlbError
+from wnlb.runtime.contract import METADATA_KEY
+from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
+from wnlb.runtime.onnx_file import read_model
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
 BF16_OPSET = 22  # the first that allows BF16 in Conv
@@ -124,20 +124,6 @@ class Converter:
         )
         lint(model, contract)
         return model
-
-
-def read_model(path: Path) -> tuple[onnx.ModelProto, Contract]:
-    """An ONNX file and its contract. Raises WnlbError where it is none, or not ours."""
-    if not path.is_file():
-        raise WnlbError(f"model {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected an .onnx file")
-    try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
-        raise WnlbError(f"{path} is not a readable ONNX file: {error}") from error
-    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
-    if text is None or not model.graph.node:
-        raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
-    return model, Contract.from_json(text)
 
 
 def ranges_by(histograms: dict[str, Histogram], method: str) -> dict[str, float]:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import WnlbError
 
+SUFFIXES = (".onnx", ".engine")
+
 
 class Backend(Protocol):
     """One opened model file. ``contract`` says what goes in and comes out."""
@@ -18,7 +20,10 @@ class Backend(Protocol):
     description: str  # e.g. "ONNX Runtime 1.23.2, CPU, 2 threads"
 
     def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
-        """Arrays by input name, of exactly the contract's shapes and types, to arrays by output name."""
+        """Arrays by input name, of exactly the contract's shapes and types, to arrays by output name.
+
+        The next run may overwrite them.
+        """
         ...
 
     def close(self) -> None:
@@ -26,21 +31,31 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(path: Path | str, *, device: str = "auto", threads: int = 0) -> Backend:
-    """Open a model file with the backend that its suffix asks for.
+def open_backend(path: Path | str, *, device: str = "auto", threads: int = 0, trust: Path | None = None) -> Backend:
+    """Open a model file with the backend that its suffix asks for: ``.onnx`` or ``.engine``.
 
     Args:
         device: "cpu", "cuda", or "auto" for CUDA where it works and the CPU elsewhere.
-        threads: CPU threads; 0 for one per core.
+        threads: CPU threads of ONNX Runtime; 0 for one per core.
+        trust: see ``TensorRtBackend``.
 
     Raises:
         WnlbError: the file is not there, not ours, or needs something that is not installed.
     """
     path = Path(path)
     if not path.is_file():
-        raise WnlbError(f"model {path} {'is a folder' if path.is_dir() else 'does not exist'}; expected an .onnx file")
-    if path.suffix != ".onnx":
-        raise WnlbError(f"model {path} has the suffix {path.suffix or 'none'!r}; expected .onnx")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise WnlbError(f"model {path} {what}; expected an .onnx or .engine file")
+    if path.suffix not in SUFFIXES:
+        raise WnlbError(f"model {path} has the suffix {path.suffix or 'none'!r}; expected .onnx or .engine")
+    if path.suffix == ".engine":
+        if device == "cpu":
+            raise WnlbError(f"engine {path} runs on a GPU only; for the CPU give the .onnx file")
+        from wnlb.runtime.tensorrt_backend import TensorRtBackend
+
+        return TensorRtBackend(path, trust=trust)
+    if trust is not None:
+        raise WnlbError(f"--trust is for engines; {path} carries its contract inside")
     from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(path, device=device, threads=threads)

@@ -18,12 +18,15 @@ from wnlb.runtime.errors import WnlbError
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
     "convert": ("wnlb.calibration.convert_command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
+    "build": ("wnlb.runtime.build_command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
+    "run": ("wnlb.runtime.run_command", "a camera, stream or video in real time, with a live page"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
     "evaluate": ("wnlb.calibration.evaluate_command", "AP on labelled pictures, by class and by darkness"),
     "compare": ("wnlb.calibration.compare_command", "models side by side, from the first drifting tensor to pictures"),
     "scenes": ("wnlb.calibration.scenes_command", "write synthetic night scenes with COCO annotations"),
     "darken": ("wnlb.calibration.darken_command", "render a daylight COCO set dark"),
-    "inspect": ("wnlb.runtime.inspect_command", "show what a model file holds"),
+    "inspect": ("wnlb.runtime.inspect_command", "show what a model file or an engine holds"),
+    "doctor": ("wnlb.runtime.doctor_command", "what this machine can do, and what to install for the rest"),
 }
 EXTRAS = {
     "torch": "export",
@@ -37,7 +40,10 @@ EXTRAS = {
 EXAMPLES = """\
 a first round:
   wnlb export checkpoint.pth -o model.onnx --size 416x608
-  wnlb predict model.onnx night_pictures/ -o out/
+  wnlb convert model.onnx --precision fp16 -o model.fp16.onnx --images night_pictures/
+  wnlb build model.fp16.onnx -o model.engine         # or run the .onnx files themselves, in ONNX Runtime
+  wnlb run model.engine 0                            # camera 0
+  wnlb doctor                                        # what this machine can do
 
 'wnlb COMMAND --help' explains a command.
 Exit codes: 0 done, 1 a check did not hold, 2 bad input, 3 some files of many were bad.

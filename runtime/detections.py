@@ -54,6 +54,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @classmethod
+    def none(cls, height: int, width: int) -> Detections:
+        """Of a frame in which there is nothing."""
+        return cls(height, width, np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32), ())
+
     def above(self, score_threshold: float) -> Detections:
         """Those that score ``score_threshold`` or more."""
         rows = int((self.scores >= score_threshold).sum())  # best first

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from wnlb.runtime.errors import WnlbError
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(target: Path | str) -> Iterator[Path]:
     """A temporary path beside ``target`` that becomes ``target`` when the block ends without an error.
 
@@ -24,19 +24,18 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         raise WnlbError(f"{target} is a folder; expected the name of a file to write")
     if not target.parent.is_dir():
         raise WnlbError(f"folder {target.parent} does not exist; create it or choose another output")
-    temporary = None
+    # Named before it is made, so that an interrupt in between leaves nothing.
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
-        os.close(handle)
-        temporary = Path(name)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:
         raise WnlbError(f"{target} cannot be written: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that is gone, a name that is too long: told above
+            temporary.unlink()
 
 
 def make_folder(folder: Path) -> None:

@@ -8,18 +8,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from wnlb.runtime.contract import METADATA_KEY, Contract
-from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.build_command import summary
+from wnlb.runtime.engine_manifest import Manifest, read_manifest
 from wnlb.runtime.files import sha256_of
+from wnlb.runtime.onnx_file import contract_of, described, read_onnx
 from wnlb.runtime.table import human_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="an ONNX file")
+    parser.add_argument("file", type=Path, help="an ONNX file, or an engine with its manifest")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.file.suffix == ".engine":
+        manifest = read_manifest(arguments.file)
+        print(manifest.to_json().strip() if arguments.json else _engine_text(arguments.file, manifest))
+        return 0
     facts = inspect_onnx(arguments.file)
     print(json.dumps(facts, indent=2) if arguments.json else _text(facts))
     return 0
@@ -31,42 +36,20 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     Raises:
         WnlbError: the file is not there or no ONNX file.
     """
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    if not path.is_file():
-        raise WnlbError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected an ONNX file")
-    try:
-        model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
-        raise WnlbError(f"{path} is not a readable ONNX file: {error}") from error
-    if not model.graph.node:
-        raise WnlbError(f"{path} is not a readable ONNX file: its graph is empty")
-    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
-    contract = Contract.from_json(text) if text is not None else None
+    model = read_onnx(path)
+    contract = contract_of(model)
     operators = Counter(f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node)
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
         "sha256": sha256_of(path),
         "opsets": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
-        "inputs": {value.name: _described(value) for value in model.graph.input},
-        "outputs": {value.name: _described(value) for value in model.graph.output},
+        "inputs": {value.name: described(value) for value in model.graph.input},
+        "outputs": {value.name: described(value) for value in model.graph.output},
         "nodes": len(model.graph.node),
         "operators": dict(operators.most_common()),
         "contract": json.loads(contract.to_json()) if contract else None,
     }
-
-
-def _described(value: Any) -> str:
-    from onnx import helper
-
-    tensor = value.type.tensor_type
-    if not tensor.elem_type:  # a sequence, an optional, or not stated
-        return value.type.WhichOneof("value") or "unknown"
-    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
-    name = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    return f"{name} [{', '.join(map(str, dims))}]"
 
 
 def _text(facts: dict[str, Any]) -> str:
@@ -84,12 +67,25 @@ def _text(facts: dict[str, Any]) -> str:
     ]
     if contract is None:
         return "\n".join([*lines, "contract: none; this file was not written by 'wnlb export'"])
-    attention = contract.pop("attention")
-    lines.append("attention: " + (", ".join(f"{k} {v}" for k, v in attention.items()) or "none"))
-    lines.append("contract:")
-    width = max(map(len, contract))
-    lines += [f"  {key:{width}}  {_value(value)}" for key, value in contract.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_contract_lines(contract)])
+
+
+def _engine_text(path: Path, manifest: Manifest) -> str:
+    lines = [summary(path, manifest), f"sha256 {manifest.engine_sha256}", ""]
+    lines += [f"input   {name:8}{shape}" for name, shape in manifest.inputs.items()]
+    lines += [f"output  {name:8}{shape}" for name, shape in manifest.outputs.items()]
+    return "\n".join([*lines, "", *(_contract_lines(manifest.contract) if manifest.contract else ())]).rstrip()
+
+
+def _contract_lines(contract: dict[str, Any]) -> list[str]:
+    attention = contract.get("attention") or {}
+    entries = {key: value for key, value in contract.items() if key != "attention"}
+    width = max(map(len, entries))
+    return [
+        "attention: " + (", ".join(f"{level} {form}" for level, form in attention.items()) or "none"),
+        "contract:",
+        *(f"  {key:{width}}  {_value(value)}" for key, value in entries.items()),
+    ]
 
 
 def _value(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter, defaultdict
@@ -24,6 +23,8 @@ from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.source import Frame, Source, open_source
 from wnlb.runtime.table import table
+from wnlb.runtime.video_file import VideoFile
+from wnlb.runtime.window import Window
 
 STAGES = ("read", "prepare", "infer", "paste", "write")
 _DESCRIPTION = """\
@@ -39,7 +40,7 @@ detections.json, in COCO's format with run-length encoded masks.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", type=Path, help="an ONNX file that 'wnlb export' wrote")
+    parser.add_argument("model", type=Path, help="an .onnx of 'wnlb export' or an .engine of 'wnlb build'")
     parser.add_argument("source", help="picture, folder, glob pattern (quoted), video file, or camera index")
     parser.add_argument("-o", "--output", type=Path, default=Path("out"), help="folder for the results (default: out)")
     parser.add_argument(
@@ -47,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: CUDA where it works, else the CPU")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
+    parser.add_argument(
+        "--trust", type=Path, metavar="ONNX", help="open an engine without manifest, built from this ONNX file of ours"
+    )
     parser.add_argument("--show", action="store_true", help="also show each overlay in a window; q ends")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
@@ -54,14 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.threads < 0:
         raise WnlbError(f"threads is {arguments.threads}; expected 0 (one per core) or more")
-    if arguments.show and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise WnlbError("--show needs a display, and DISPLAY is not set; leave it out and look at the written overlays")
+    window = Window("leave it out and look at the written overlays") if arguments.show else None
     source = open_source(arguments.source)
     output: Path = arguments.output
     _prepare_output(output, source)
     options = {"score_threshold": arguments.score_threshold, "device": arguments.device, "threads": arguments.threads}
-    with Predictor(arguments.model, **options) as predictor:
-        session = _Session(predictor, source, output, arguments.show)
+    with Predictor(arguments.model, trust=arguments.trust, **options) as predictor:
+        session = _Session(predictor, source, output, window)
         hidden = arguments.quiet or None  # None: where stderr is no terminal
         bar = tqdm(total=len(source) or None, unit="frame", disable=hidden, file=sys.stderr, leave=False)
         with bar:
@@ -88,15 +91,15 @@ def run(arguments: argparse.Namespace) -> int:
 class _Session:
     """One run over a source: predicts, writes, and keeps account."""
 
-    def __init__(self, predictor: Predictor, source: Source, output: Path, show: bool) -> None:
-        self.predictor, self.source, self.output, self.show = predictor, source, output, show
+    def __init__(self, predictor: Predictor, source: Source, output: Path, window: Window | None) -> None:
+        self.predictor, self.source, self.output, self.window = predictor, source, output, window
         self.document = CocoDocument(predictor.contract.class_names)
         self.failures: list[str] = []
         self.frame_sizes: list[tuple[int, int]] = []
         self.found: Counter[str] = Counter()
         self.times_ms: defaultdict[str, list[float]] = defaultdict(list)
         self.stopped = False  # by q in the window
-        self._video: cv2.VideoWriter | None = None
+        self._video: VideoFile | None = None
 
     def frames(self) -> Iterator[str]:
         """Work through the source, a batch at a time; yields the name of each frame when it is done."""
@@ -142,28 +145,20 @@ class _Session:
         self.found.update(names[label - 1] for label in detections.labels.tolist())
         overlay = draw(pixels, detections, names)
         if self.source.is_video:
-            self._write_video_frame(name, overlay)
+            if self._video is None:
+                self._video = VideoFile(self.output / f"{name.rpartition('_')[0]}.mp4", self.source.fps)
+            self._video.write(overlay)
         else:
             _write_picture(self.output / name, overlay)
-        if self.show:
-            cv2.imshow("wnlb", overlay)
-            self.stopped = cv2.waitKey(1 if self.source.is_video else 0) == ord("q")
-
-    def _write_video_frame(self, name: str, overlay: NDArray[np.uint8]) -> None:
-        if self._video is None:
-            path = self.output / f"{name.rpartition('_')[0]}.mp4"
-            size = (overlay.shape[1], overlay.shape[0])
-            self._video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), self.source.fps, size)
-            if not self._video.isOpened():
-                raise WnlbError(f"video {path} cannot be written; check the folder and the codecs of this OpenCV")
-        self._video.write(overlay)
+        if self.window:
+            self.stopped = self.window.show(overlay, wait=not self.source.is_video)
 
     def finish(self) -> None:
         """Close the video and write detections.json."""
         if self._video is not None:
-            self._video.release()
-        if self.show:
-            cv2.destroyAllWindows()
+            self._video.close()
+        if self.window:
+            self.window.close()
         with atomic_path(self.output / "detections.json") as temporary:
             temporary.write_text(self.document.to_json())
 

@@ -30,7 +30,7 @@ class Predictor:
     Args:
         model: a model file, or a backend that is already open (the predictor closes it).
         score_threshold: drops detections below it; the model's own threshold was applied before.
-        device, threads: see ``open_backend``.
+        device, threads, trust: see ``open_backend``.
     """
 
     def __init__(
@@ -40,11 +40,14 @@ class Predictor:
         score_threshold: float = 0.0,
         device: str = "auto",
         threads: int = 0,
+        trust: Path | None = None,
     ) -> None:
         if not 0 <= score_threshold <= 1:
             raise WnlbError(f"score threshold is {score_threshold}; expected a number from 0 to 1")
-        opened = isinstance(model, (str, Path))
-        self.backend: Backend = open_backend(model, device=device, threads=threads) if opened else model  # type: ignore[arg-type,assignment]
+        if isinstance(model, (str, Path)):
+            self.backend = open_backend(model, device=device, threads=threads, trust=trust)
+        else:
+            self.backend = model
         self.contract = self.backend.contract
         self.geometry = geometry_of(self.contract)
         self.score_threshold = score_threshold

@@ -63,6 +63,10 @@ class VideoSource:
         self._frames = max(frames, 0)
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
 
+    def release(self) -> None:
+        """Close a source that nobody reads."""
+        self._capture.release()
+
     def __len__(self) -> int:
         """As the container states it; 0 for cameras and where it does not."""
         return self._frames

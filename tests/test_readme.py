@@ -19,7 +19,7 @@ from wnlb.calibration.shapes import CLASSES
 from wnlb.export.verify import dark_scene
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("export", "inspect", "predict", "scenes", "darken", "convert", "evaluate", "compare")
+ORDER = ("export", "predict", "scenes", "darken", "convert", "evaluate", "compare", "build", "inspect", "run")
 PAGES = ("README.md", "export/README.md", "runtime/README.md", "calibration/README.md")
 
 
@@ -57,8 +57,8 @@ def test_commands_run_as_they_stand(folder: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for line in sorted(commands(), key=lambda line: ORDER.index(line.split()[1])):
         words = shlex.split(line)
-        if words[1] == "predict" and words[3].isdecimal():
-            continue  # a camera
+        if words[1] in ("predict", "run") and (words[2].endswith(".engine") or words[3].isdecimal()):
+            continue  # a GPU, a camera
         if words[1] == "scenes":
             words += ["--count", "4", "--size", "64x96"]
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
@@ -82,7 +82,7 @@ def test_python_examples_run(folder: Path, small_model_path: Path, monkeypatch: 
     }
     names = {"images": [torch.rand(3, 64, 64)] * 2, "targets": [target] * 2}
     examples = blocks("python")
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         if "wnlb_maskrcnn(" in example:  # torchvision enlarges to 800 px by default: more than a test should wait for
             example = example.replace(
@@ -98,7 +98,7 @@ def test_python_examples_run(folder: Path, small_model_path: Path, monkeypatch: 
 def test_every_command_is_documented_and_every_page_linked() -> None:
     from wnlb.runtime.cli import COMMANDS
 
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text().replace("`wnlb doctor`", "`wnlb doctor `")
     for name in COMMANDS:
         assert f"`wnlb {name} " in text
     for link in re.findall(r"\]\(([\w/.]+)(?:#[\w-]+)?\)", text):

@@ -15,7 +15,7 @@ import pytest
 from small_models import small_model
 from tensorrt_rtx_build import build_in_tensorrt_rtx
 
-from wnlb.calibration.convert import Converter, Int8Choice, Int8Trials, ranges_by, read_model
+from wnlb.calibration.convert import Converter, Int8Choice, Int8Trials, ranges_by
 from wnlb.calibration.dataset import write_scenes
 from wnlb.calibration.judge import Judge, Ledger
 from wnlb.calibration.quantize import Graph, check_placement
@@ -28,6 +28,7 @@ from wnlb.export.options import ExportOptions
 from wnlb.runtime.cli import main
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import ContractError, WnlbError
+from wnlb.runtime.onnx_file import read_model
 from wnlb.runtime.predictor import Predictor
 
 

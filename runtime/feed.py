@@ -1,0 +1,182 @@
+"""Cameras, streams, videos and pictures to run on: what to open, and how OpenCV opens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.machine import jetson_model
+from wnlb.runtime.source import PictureSource, open_source
+
+TIMEOUT_MS = 5000  # for a network camera to answer
+_STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
+
+
+class Capture(Protocol):
+    """``cv2.VideoCapture``, as far as it is used."""
+
+    def read(self) -> tuple[bool, Any]:
+        """Whether there was a frame, and the frame."""
+        ...
+
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Something that frames come from."""
+
+    name: str
+    open: Callable[[], Capture]  # raises PictureError where it cannot be opened
+    live: bool  # has no end: where it fails it is opened again
+    fps: float = 0.0  # of a video file, played at this speed; 0: frames come when they come, or all are wanted
+    frames: int = 0  # 0: not known
+    picture_names: tuple[str, ...] = ()  # of a folder of pictures
+
+    def frame_name(self, number: int) -> str:
+        return self.picture_names[number] if self.picture_names else f"{self.name}_{number:06d}"
+
+
+@dataclass(frozen=True)
+class CameraMode:
+    """What to ask a camera for; 0 for its own choice."""
+
+    width: int = 0
+    height: int = 0
+    fps: int = 0
+
+
+def open_feed(source: str, mode: CameraMode | None = None) -> Feed:
+    """The feed of a source. A camera is opened later, by the stream.
+
+    Args:
+        source: camera index, ``/dev/video0``, ``csi://0`` (a Jetson's camera connector), ``rtsp://...`` or another
+            address, video file, picture, folder, or glob pattern of pictures.
+        mode: for cameras and ``csi://``.
+
+    Raises:
+        PictureError: there is no such file.
+        WnlbError: this machine or its OpenCV cannot open such a source.
+    """
+    mode = mode or CameraMode()
+    jetson = jetson_model()
+    hardware = bool(jetson) and has_gstreamer()
+    if source.startswith("csi://"):
+        if not hardware:
+            reason = "this OpenCV has no GStreamer" if jetson else "this machine is no Jetson"
+            raise WnlbError(f"{source} needs a Jetson and its OpenCV with GStreamer; {reason}")
+        sensor = source.removeprefix("csi://")
+        if not sensor.isdecimal():
+            raise PictureError(f"source is {source}; expected csi:// and the number of a sensor, csi://0")
+        pipeline = csi_pipeline(int(sensor), mode)
+        return Feed(f"csi{sensor}", lambda: _opened(source, pipeline, cv2.CAP_GSTREAMER), live=True)
+    if source.startswith(_STREAMS):
+        name = source.split("://", 1)[1].split("@")[-1].split("?")[0].replace("/", "_").replace(":", "_")
+        if hardware and source.startswith("rtsp"):
+            return Feed(name, lambda: _opened(source, rtsp_pipeline(source), cv2.CAP_GSTREAMER), live=True)
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
+        return Feed(name, lambda: _opened(source, source, cv2.CAP_FFMPEG, limits), live=True)
+    path = Path(source)
+    if (source.isdecimal() and not path.exists()) or source.startswith("/dev/video"):
+        index = int(source) if source.isdecimal() else source
+        name = f"camera{source}" if source.isdecimal() else path.name
+        return Feed(name, lambda: _camera(index, mode), live=True)
+    opened = open_source(source)
+    if isinstance(opened, PictureSource):
+        pictures = opened
+        names = tuple(pictures.paths)
+        return Feed(path.stem, lambda: _Pictures(pictures), live=False, frames=len(names), picture_names=names)
+    opened.release()
+    # A decoder of the Jetson's own would not find the end of every file: files are read by OpenCV's own.
+    return Feed(path.stem, lambda: _opened(source, source), live=False, fps=opened.fps, frames=len(opened))
+
+
+def csi_pipeline(sensor: int, mode: CameraMode) -> str:
+    """GStreamer's pipeline for a camera at a Jetson's CSI connector."""
+    size = f"width={mode.width or 1920},height={mode.height or 1080},framerate={mode.fps or 30}/1"
+    return f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),{size} ! {_FROM_NVMM}"
+
+
+def rtsp_pipeline(url: str) -> str:
+    """GStreamer's pipeline for a network camera, H.264 or H.265, decoded by a Jetson's hardware."""
+    quoted = url.replace("\\", "\\\\").replace('"', '\\"')
+    source = f'rtspsrc location="{quoted}" latency=100 ! application/x-rtp,media=video'
+    return f"{source} ! parsebin ! nvv4l2decoder ! {_FROM_NVMM}"
+
+
+_FROM_NVMM = (
+    "nvvidconv ! video/x-raw,format=BGRx ! videoconvert ! video/x-raw,format=BGR "
+    "! appsink drop=true max-buffers=1 sync=false"
+)
+
+
+def has_gstreamer() -> bool:
+    """Whether this OpenCV can run GStreamer's pipelines."""
+    line = next((line for line in cv2.getBuildInformation().splitlines() if "GStreamer:" in line), "")
+    return "YES" in line
+
+
+def as_bgr(pixels: Any) -> NDArray[np.uint8] | None:
+    """What a camera gave as uint8 BGR ``[h, w, 3]``; None for what is no picture."""
+    if not isinstance(pixels, np.ndarray) or pixels.size == 0 or pixels.ndim not in (2, 3):
+        return None
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        return None
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if channels == 3:
+        return pixels
+    if channels not in (1, 4):
+        return None
+    code = cv2.COLOR_GRAY2BGR if channels == 1 else cv2.COLOR_BGRA2BGR
+    return np.asarray(cv2.cvtColor(pixels, code), np.uint8)
+
+
+class _Pictures:
+    """Pictures as a capture; one that cannot be read is a frame that is None."""
+
+    def __init__(self, source: PictureSource) -> None:
+        self._frames = iter(source)
+
+    def read(self) -> tuple[bool, Any]:
+        frame = next(self._frames, None)
+        return frame is not None, frame.pixels if frame else None
+
+    def release(self) -> None:
+        pass
+
+
+def _camera(index: str | int, mode: CameraMode) -> Capture:
+    capture = _opened(f"camera {index}", index, cv2.CAP_V4L2)
+    wanted = {cv2.CAP_PROP_FRAME_WIDTH: mode.width, cv2.CAP_PROP_FRAME_HEIGHT: mode.height, cv2.CAP_PROP_FPS: mode.fps}
+    for key, value in wanted.items():
+        if value:
+            capture.set(key, value)
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # older frames would only be late
+    return capture
+
+
+def _opened(what: str, where: str | int, api: int = cv2.CAP_ANY, options: list[int] | None = None) -> cv2.VideoCapture:
+    try:
+        capture = cv2.VideoCapture(where, api, options or [])
+    except cv2.error as error:
+        raise PictureError(f"{_without_password(what)} cannot be opened: {error.err}") from error
+    if not capture.isOpened():
+        capture.release()
+        raise PictureError(
+            f"{_without_password(what)} cannot be opened; check that it is there and that this OpenCV can read it"
+        )
+    return capture
+
+
+def _without_password(source: str) -> str:
+    scheme, separator, rest = source.partition("://")
+    return f"{scheme}{separator}{rest.split('@')[-1]}" if "@" in rest else source

@@ -1,0 +1,47 @@
+"""What machine this is."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+
+def jetson_model() -> str:
+    """``"NVIDIA Jetson Orin Nano Developer Kit"``; "" for a machine that is none."""
+    model = _text("/proc/device-tree/model").strip("\0 \n")
+    return model if "Jetson" in model else ""
+
+
+def jetpack_release() -> str:
+    """Version of the L4T below JetPack, ``"36.4.3"``; "" where there is none."""
+    first = _text("/etc/nv_tegra_release").partition("\n")[0]  # R36 (release), REVISION: 4.3, GCID: ...
+    major = first.partition("# R")[2].partition(" ")[0]
+    revision = first.partition("REVISION: ")[2].partition(",")[0]
+    return f"{major}.{revision}" if major and revision else ""
+
+
+def power_mode() -> str:
+    """The name of a Jetson's power mode, ``"MAXN"``; "" where it cannot be read."""
+    status = _text("/var/lib/nvpmodel/status").strip()  # pmode:0002
+    number = status.rpartition(":")[2]
+    if not number.isdecimal():
+        return ""
+    for line in _text("/etc/nvpmodel.conf").splitlines():
+        if line.startswith("< POWER_MODEL ") and f"ID={int(number)} " in line:
+            return line.partition("NAME=")[2].strip(" >")
+    return f"mode {int(number)}"
+
+
+def processor() -> str:
+    """Name of the CPU and how many of its cores this process may use."""
+    names = [line.partition(":")[2].strip() for line in _text("/proc/cpuinfo").splitlines() if "model name" in line]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{names[0] if names else platform.machine()}, {cores} cores"
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,55 @@
+"""ONNX files, read with the ``onnx`` package (which a machine that only runs engines does not have)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.errors import ContractError, WnlbError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """An ONNX file, ours or not. Raises WnlbError where the file is not there or no ONNX file."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    if not path.is_file():
+        raise WnlbError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected an ONNX file")
+    try:
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, OSError, ValueError) as error:
+        raise WnlbError(f"{path} is not a readable ONNX file: {error}") from error
+    if not model.graph.node:
+        raise WnlbError(f"{path} is not a readable ONNX file: its graph is empty")
+    return model
+
+
+def contract_of(model: onnx.ModelProto) -> Contract | None:
+    """None for a file that ``wnlb export`` did not write. Raises ContractError for a contract that does not fit."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    return None if text is None else Contract.from_json(text)
+
+
+def read_model(path: Path) -> tuple[onnx.ModelProto, Contract]:
+    """An ONNX file of ours and its contract. Raises WnlbError where it is none."""
+    model = read_onnx(path)
+    contract = contract_of(model)
+    if contract is None:
+        raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
+    return model, contract
+
+
+def described(value: Any) -> str:
+    """Type and shape of a graph's input or output, ``"float32 [1, 3, ?]"``."""
+    from onnx import helper
+
+    tensor = value.type.tensor_type
+    if not tensor.elem_type:  # a sequence, an optional, or not stated
+        return value.type.WhichOneof("value") or "unknown"
+    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
+    name = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return f"{name} [{', '.join(map(str, dims))}]"

@@ -1,0 +1,297 @@
+"""Detections in real time: capture, inference and output overlap, and the newest frame wins."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wnlb.runtime.detections import Detections
+from wnlb.runtime.errors import PictureError
+from wnlb.runtime.feed import Capture, Feed, as_bgr, open_feed
+from wnlb.runtime.latency import RecentTimes
+from wnlb.runtime.predictor import Predictor
+
+BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to open a lost camera again
+ODD_FRAMES = 100  # so many in a row, and the camera counts as lost
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One frame and what was found in it."""
+
+    number: int  # of the frame in its feed, from 0
+    name: str
+    pixels: NDArray[np.uint8]  # uint8 BGR [h, w, 3]
+    detections: Detections
+    captured_at: float  # seconds of time.perf_counter, when the frame was in memory
+    done_at: float  # when its masks were there
+    times_ms: dict[str, float]  # prepare, infer, paste
+
+    @property
+    def latency_ms(self) -> float:
+        """From the frame in memory to its masks; what camera and driver take before is not in it."""
+        return 1e3 * (self.done_at - self.captured_at)
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Counts of a stream at one moment."""
+
+    state: str  # starting, running, reconnecting or ended
+    captured: int  # frames that the source gave
+    dropped: int  # of these, for newer ones were there
+    odd: int  # of these, no pictures
+    done: int  # results
+    fps: float  # results a second
+    latency_ms: dict[str, float]  # p50, p95, p99
+    reconnects: int
+    last_error: str
+    silent_s: float  # since the newest frame
+
+
+class Stream:
+    """Results of a source, newest first in line, in the order of its frames.
+
+        with Predictor("model.onnx") as predictor, Stream(predictor, "rtsp://camera/night") as stream:
+            for result in stream:
+                print(result.number, f"{result.latency_ms:.0f} ms", result.detections.scores)
+
+    While a result is worked on outside, the next frame is in inference and newer ones are captured. A frame that is
+    not in inference when a newer one comes is dropped. A live source that fails is opened again, for ever; the state
+    tells of it. Iteration ends with the source, or with ``close`` from any thread.
+
+    Args:
+        predictor: used by a thread of the stream alone until the stream is closed; stays open.
+        source: see ``open_feed``; or a feed.
+        every_frame: drop none; a video file is then read as fast as it is inferred. Always so for pictures.
+
+    Raises:
+        PictureError: the source is not there at the beginning, or gave no frame.
+    """
+
+    def __init__(self, predictor: Predictor, source: str | Feed, *, every_frame: bool = False) -> None:
+        self.feed = open_feed(source) if isinstance(source, str) else source
+        self._predictor = predictor
+        self._every_frame = every_frame or bool(self.feed.picture_names)
+        self._stop = threading.Event()
+        self._frames = _Slot[_Captured](self._stop)
+        self._results = _Slot[Result](self._stop)
+        self._recent = RecentTimes()
+        self._counts = _Counts()
+        # Told when the source is lost, and when it is back; called by a thread of the stream.
+        self.on_change: Callable[[str], None] = lambda message: None
+        first = self.feed.open()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=words, name=f"wnlb {words[0].__name__}", daemon=True)
+            for words in ((self._capture, first), (self._infer,))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __iter__(self) -> Iterator[Result]:
+        while True:
+            result = self._results.take()
+            if result is None:
+                break
+            yield result
+        if self._counts.failure:
+            raise self._counts.failure
+
+    def state(self) -> StreamState:
+        """May be called from any thread."""
+        counts, now = self._counts, time.perf_counter()
+        return StreamState(
+            state=counts.state,
+            captured=counts.captured,
+            dropped=self._frames.dropped,
+            odd=counts.odd,
+            done=counts.done,
+            fps=self._recent.per_second(now),
+            latency_ms=self._recent.percentiles(),
+            reconnects=counts.reconnects,
+            last_error=counts.last_error,
+            silent_s=now - counts.last_frame,
+        )
+
+    @property
+    def stopped(self) -> bool:
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """End the iteration; may be called from any thread and from a signal handler."""
+        self._stop.set()
+        self._frames.wake()
+        self._results.wake()
+
+    def close(self) -> None:
+        """Stop, and wait for the threads; a camera that does not answer is left to end by itself."""
+        self.stop()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout=2)
+        self._counts.state = "ended"
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _guarded(self, run: Callable[..., None], *arguments: Any) -> None:
+        """An error in a thread ends the stream and is raised where its results are read."""
+        try:
+            run(*arguments)
+        except BaseException as error:
+            self._counts.failure = error
+            self._results.end()
+        finally:
+            self._frames.end()
+
+    def _capture(self, capture: Capture | None) -> None:
+        while capture is not None:
+            try:
+                lost = self._read(capture)
+            finally:
+                capture.release()
+            if not self.feed.live or self._stop.is_set():
+                return
+            self._counts.state, self._counts.last_error = "reconnecting", lost
+            self.on_change(f"{lost}; opening it again")
+            capture = self._reopened()
+
+    def _reopened(self) -> Capture | None:
+        """Try until it opens; None where the stream is closed before."""
+        waits = itertools.chain(BACK_OFF, itertools.repeat(BACK_OFF[-1]))
+        while not self._stop.wait(next(waits)):
+            try:
+                return self.feed.open()
+            except (PictureError, cv2.error) as error:
+                self._counts.last_error = str(error)
+        return None
+
+    def _read(self, capture: Capture) -> str:
+        """Put frames in line until the source ends or fails; why it did."""
+        started, counts, odd_in_a_row = time.perf_counter(), self._counts, 0
+        paced = self.feed.fps > 0 and not self._every_frame
+        while not self._stop.is_set():
+            number = counts.captured
+            if paced and self._stop.wait(max(started + number / self.feed.fps - time.perf_counter(), 0)):
+                break
+            try:
+                read, raw = capture.read()
+            except cv2.error as error:
+                return f"{self.feed.name}: {error.err}"
+            if not read:
+                break
+            pixels = as_bgr(raw)
+            counts.captured += 1
+            if pixels is None:
+                counts.odd, odd_in_a_row = counts.odd + 1, odd_in_a_row + 1
+                if odd_in_a_row >= ODD_FRAMES and self.feed.live:
+                    return f"{self.feed.name} gives frames that are no pictures"
+                continue
+            counts.last_frame, odd_in_a_row = time.perf_counter(), 0
+            if counts.state == "reconnecting":
+                counts.reconnects += 1
+                self.on_change(f"{self.feed.name} is back")
+            counts.state = "running"
+            frame = _Captured(number, pixels, counts.last_frame)
+            self._frames.put(frame, wait=self._every_frame)
+        return f"{self.feed.name} gives no more frames"
+
+    def _infer(self) -> None:
+        while self._results.wait_free():  # so that the frame is the newest when the result is wanted
+            frame = self._frames.take()
+            if frame is None:
+                break
+            detections = self._predictor(frame.pixels)
+            done = time.perf_counter()
+            name, times = self.feed.frame_name(frame.number), dict(self._predictor.times_ms)
+            result = Result(frame.number, name, frame.pixels, detections, frame.at, done, times)
+            self._recent.add(result.latency_ms, done)
+            self._counts.done += 1
+            self._results.put(result, wait=True)
+        self._counts.state = "ended"
+        if not self._counts.done and not self._stop.is_set() and not self._counts.failure:
+            self._counts.failure = PictureError(f"{self.feed.name} holds no frame that can be decoded")
+        self._results.end()
+
+
+@dataclass(frozen=True, eq=False)
+class _Captured:
+    number: int
+    pixels: NDArray[np.uint8]
+    at: float
+
+
+@dataclass
+class _Counts:
+    """Each written by one thread."""
+
+    state: str = "starting"
+    captured: int = 0
+    odd: int = 0
+    done: int = 0
+    reconnects: int = 0
+    last_error: str = ""
+    last_frame: float = field(default_factory=time.perf_counter)
+    failure: BaseException | None = None
+
+
+class _Slot(Generic[_Item]):
+    """Room for one item between two threads."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.dropped = 0
+        self._stop = stop
+        self._item: _Item | None = None
+        self._ended = False
+        self._changed = threading.Condition()
+
+    def put(self, item: _Item, wait: bool) -> None:
+        """Put an item in: when the one before is taken (``wait``), or at once, in its place."""
+        with self._changed:
+            if wait:
+                self._changed.wait_for(lambda: self._item is None or self._stop.is_set())
+            if self._item is not None:
+                self.dropped += 1
+            self._item = item
+            self._changed.notify_all()
+
+    def take(self) -> _Item | None:
+        """The item, when there is one; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._item is not None or self._ended or self._stop.is_set())
+            item, self._item = self._item, None
+            self._changed.notify_all()
+            return None if self._stop.is_set() else item
+
+    def wait_free(self) -> bool:
+        """Wait until nothing is in it; False at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._item is None or self._stop.is_set())
+            return not self._stop.is_set()
+
+    def end(self) -> None:
+        """No more items come; the one inside can still be taken."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """See that the stop is noticed."""
+        with self._changed:
+            self._changed.notify_all()

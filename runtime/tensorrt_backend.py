@@ -1,0 +1,216 @@
+"""TensorRT and TensorRT-RTX engines on an NVIDIA GPU or a Jetson."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wnlb.runtime.contract import Contract
+from wnlb.runtime.cuda import Buffer, Cuda, open_cuda
+from wnlb.runtime.driver import Gpu, Graph, find_gpu
+from wnlb.runtime.engine_manifest import Manifest, read_manifest
+from wnlb.runtime.errors import ContractError, WnlbError
+from wnlb.runtime.tensorrt_library import TensorRt, load_tensorrt, make_logger
+
+OUTPUT_TYPES = {"labels": np.int32, "count": np.int32}  # the others are float32
+
+
+class TensorRtBackend:
+    """Runs an engine that ``wnlb build`` wrote; see ``wnlb.runtime.backend.Backend``.
+
+    One stream of its own, pinned buffers allocated once (one memory for CPU and GPU on a Jetson), and from the second
+    run on a CUDA graph of upload, inference and download, where the engine can be captured. Runs in any thread, one at
+    a time. The arrays that ``run`` returns are these buffers: the next run overwrites them.
+
+    Args:
+        trust: the ONNX file that an engine without a manifest was built from, by trtexec for instance; it gives the
+            contract. Opening an engine is running code: only for one whose origin you know.
+
+    Raises:
+        WnlbError: engine, manifest, this machine's library, GPU or plugin do not fit; says which, and what to do.
+    """
+
+    def __init__(self, path: Path | str, *, trust: Path | None = None) -> None:
+        path = Path(path)
+        manifest = None if trust else read_manifest(path)
+        self.contract = _trusted_contract(trust) if trust else _contract(path, manifest)
+        library = load_tensorrt(manifest.library if manifest else "auto")
+        gpu = find_gpu()
+        if manifest:
+            _check_fit(path, manifest, library, gpu)
+        self._lock = threading.Lock()
+        self._buffers: dict[str, Buffer] = {}
+        self._runtime = self._engine = self._context = None  # type: Any
+        self._graph: Graph | None = None
+        self._runs = 0
+        self._cuda: Cuda | None = open_cuda()
+        try:
+            with self._current():
+                self._runtime, self._engine = _deserialized(path, library, manifest)
+                self._context = self._engine.create_execution_context()
+                if self._context is None:
+                    raise WnlbError(
+                        f"{library.title} has no memory for engine {path}; free GPU memory, or build for a smaller "
+                        "size or batch"
+                    )
+                self._allocate(path, library, gpu)
+        except BaseException:
+            self.close()
+            raise
+        self._library, self._gpu = library, gpu
+        self.description = self._described("")
+
+    def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
+        image = inputs[self.contract.input_name]
+        expected = self.contract.input_shape
+        if image.dtype != np.uint8 or image.shape != expected:
+            raise WnlbError(f"input is {image.dtype} {list(image.shape)}; expected uint8 {list(expected)}")
+        with self._lock:
+            if self._cuda is None:
+                raise WnlbError("the backend is closed; open the model again")
+            with self._current():
+                np.copyto(self._buffers[self.contract.input_name].host, image)
+                if self._graph:
+                    self._graph.launch()
+                else:
+                    self._enqueue()
+                self._cuda.synchronize()
+                if not self._runs:
+                    self._capture()
+                self._runs += 1
+        return {name: self._buffers[name].host for name in self.contract.output_shapes}
+
+    def close(self) -> None:
+        with self._lock:
+            cuda, self._cuda = self._cuda, None
+            if cuda is None:
+                return
+            cuda.activate()
+            try:
+                with contextlib.ExitStack() as stack:  # each of them is called, whatever the others do
+                    for buffer in self._buffers.values():
+                        stack.callback(buffer.free)
+                    stack.callback(self._drop_engine)
+                    if self._graph:
+                        stack.callback(self._graph.close)
+                    stack.callback(cuda.synchronize)
+            finally:
+                cuda.deactivate()
+                self._buffers = {}
+                cuda.close()
+
+    @contextlib.contextmanager
+    def _current(self) -> Iterator[None]:
+        """With the context current in this thread."""
+        assert self._cuda is not None
+        cuda = self._cuda
+        cuda.activate()
+        try:
+            yield
+        finally:
+            cuda.deactivate()
+
+    def _allocate(self, path: Path, library: TensorRt, gpu: Gpu) -> None:
+        """A buffer for each input and output, at the shapes and types of the contract."""
+        assert self._cuda is not None
+        wanted = {self.contract.input_name: (self.contract.input_shape, np.dtype(np.uint8))}
+        for name, shape in self.contract.output_shapes.items():
+            wanted[name] = (shape, np.dtype(OUTPUT_TYPES.get(name, np.float32)))  # type: ignore[assignment]
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        if set(names) != set(wanted):
+            raise ContractError(f"engine {path} has the tensors {', '.join(names)}, unlike its contract")
+        for name, (shape, dtype) in wanted.items():
+            has = (tuple(self._engine.get_tensor_shape(name)), self._engine.get_tensor_dtype(name))
+            if has != (tuple(shape), _tensorrt_type(library.trt, dtype)):
+                raise ContractError(f"engine {path}: {name} is {has[1]} {list(has[0])}, unlike its contract")
+            self._buffers[name] = self._cuda.buffer(shape, dtype, gpu.integrated)
+            if not self._context.set_tensor_address(name, self._buffers[name].address):
+                raise WnlbError(f"{library.title} refuses the address of {name}")
+
+    def _enqueue(self) -> None:
+        assert self._cuda is not None
+        self._cuda.upload(self._buffers[self.contract.input_name])
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise WnlbError("TensorRT: the inference cannot be started")
+        for name in self.contract.output_shapes:
+            self._cuda.download(self._buffers[name])
+
+    def _capture(self) -> None:
+        """After the first run, for that one may still allocate. Without a graph all goes on as before."""
+        assert self._cuda is not None
+        try:
+            self._graph = Graph(self._cuda.stream, self._enqueue)
+            self.description = self._described(", CUDA graph")
+        except WnlbError as error:
+            self.description = self._described(f", no CUDA graph ({error})")
+
+    def _described(self, graph: str) -> str:
+        assert self._cuda is not None
+        shared = ", shared memory" if self._gpu.integrated else ""
+        return f"{self._library.title}, {self._gpu.name}, {self._cuda.description}{shared}{graph}"
+
+    def _drop_engine(self) -> None:
+        self._context = self._engine = self._runtime = None  # in this order
+
+
+def _contract(path: Path, manifest: Manifest | None) -> Contract:
+    contract = manifest.read_contract() if manifest else None
+    if contract is None:
+        raise ContractError(
+            f"engine {path} was built from {manifest.onnx if manifest else '?'}, which is not ours: it has no wnlb "
+            "contract to say how frames are prepared; expected a file that 'wnlb export' wrote"
+        )
+    return contract
+
+
+def _trusted_contract(trust: Path) -> Contract:
+    from wnlb.runtime.onnx_file import read_model
+
+    return read_model(trust)[1]
+
+
+def _check_fit(path: Path, manifest: Manifest, library: TensorRt, gpu: Gpu) -> None:
+    if manifest.version != library.version:
+        raise WnlbError(
+            f"engine {path} was built with {manifest.library} {manifest.version}, this is {library.version}; "
+            f"build it again here: wnlb build {manifest.onnx} -o {path}"
+        )
+    wanted = manifest.compute_capability
+    if wanted and wanted != gpu.compute_capability:
+        raise WnlbError(
+            f"engine {path} was built for {manifest.gpu} (SM {wanted}), this is {gpu.name} "
+            f"(SM {gpu.compute_capability}); build it again here: wnlb build {manifest.onnx} -o {path}"
+        )
+
+
+def _deserialized(path: Path, library: TensorRt, manifest: Manifest | None) -> tuple[Any, Any]:
+    if manifest and manifest.plugin_sha256:
+        from wnlb.plugins.library import load
+
+        load(sha256=manifest.plugin_sha256, tensorrt=library.trt)
+    logger = make_logger(library.trt)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WnlbError(f"engine {path} cannot be read: {error.strerror}") from error
+    runtime = library.trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        reason = " ".join(logger.errors[-1].split()) if logger.errors else "no reason given"
+        raise WnlbError(f"{library.title} cannot open engine {path}: {reason}; build it again here")
+    return runtime, engine
+
+
+def _tensorrt_type(trt: Any, dtype: np.dtype[Any]) -> Any:
+    kinds: dict[str, Callable[[], Any]] = {
+        "uint8": lambda: trt.DataType.UINT8,
+        "int32": lambda: trt.DataType.INT32,
+        "float32": lambda: trt.DataType.FLOAT,
+    }
+    return kinds[dtype.name]()

@@ -1,0 +1,320 @@
+"""A TensorRT for a machine without one: what its Python module offers, as far as we use it, on top of ONNX Runtime.
+
+An "engine" is the ONNX file with a header. Inference is put on the stream of the emulated CUDA driver, reads and writes
+"GPU" addresses, and is captured into graphs as TensorRT's is. The parser chooses between plugin and local function by
+the documented rules of the version that ``emulate`` sets; ``faults`` are what shall fail. A test holds the names here
+against the recorded ones of the real module.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+__version__ = ""
+plugin_bodies: list[Any] = []  # local functions that compute what the plugin does, for engines without them
+faults: set[str] = set()  # build, context, enqueue, capture, plugin
+_HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_cuda = ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+
+
+class _Severity(enum.Enum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class ILogger:
+    Severity = _Severity
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = _Severity
+
+    def __init__(self) -> None:
+        pass
+
+
+class DataType(enum.Enum):
+    FLOAT, HALF, INT8, INT32, BOOL, UINT8, FP8, BF16, INT64, INT4 = range(10)
+
+
+class LayerType(enum.IntEnum):
+    IDENTITY, PLUGIN_V3 = range(2)
+
+
+class NetworkDefinitionCreationFlag(enum.IntEnum):
+    EXPLICIT_BATCH, STRONGLY_TYPED = range(2)
+
+
+class MemoryPoolType(enum.IntEnum):
+    WORKSPACE = 0
+
+
+class ProfilingVerbosity(enum.IntEnum):
+    LAYER_NAMES_ONLY, NONE, DETAILED = range(3)
+
+
+class LayerInformationFormat(enum.IntEnum):
+    ONELINE, JSON = range(2)
+
+
+class _OldParserFlag(enum.IntEnum):
+    NATIVE_INSTANCENORM = 0
+
+
+class OnnxParserFlag(enum.IntEnum):
+    NATIVE_INSTANCENORM, ENABLE_PLUGIN_OVERRIDE = range(2)
+
+
+_NewParserFlag = OnnxParserFlag
+
+
+def emulate(version: str) -> None:
+    """Be this version, with no faults and no plugin."""
+    global __version__, OnnxParserFlag
+    __version__ = version
+    OnnxParserFlag = _NewParserFlag if _release() >= (10, 15) else _OldParserFlag  # type: ignore[misc,assignment]
+    faults.clear()
+    plugin_bodies.clear()
+    IPluginRegistry.libraries.clear()
+
+
+def _release() -> tuple[int, ...]:
+    return tuple(map(int, __version__.split(".")[:2]))
+
+
+def _header() -> bytes:
+    return b"emulated engine of " + __version__.encode() + b"\n"
+
+
+class IProgressMonitor:
+    def __init__(self) -> None:
+        pass
+
+
+class IPluginRegistry:
+    libraries: list[str] = []  # noqa: RUF012
+
+    def load_library(self, path: str) -> object:
+        if "plugin" in faults:
+            return None
+        self.libraries.append(path)
+        return object()
+
+
+def get_plugin_registry() -> IPluginRegistry:
+    return IPluginRegistry()
+
+
+class ILayer:
+    def __init__(self, node: Any, kind: LayerType) -> None:
+        self.name, self.type, self.num_outputs = node.name, kind, len(node.output)
+
+    def get_output_type(self, index: int) -> DataType:
+        return DataType.FLOAT
+
+
+class INetworkDefinition:
+    def __init__(self, flags: int) -> None:
+        assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        self.model: Any = None
+        self.layers: list[ILayer] = []
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_layer(self, index: int) -> ILayer:
+        return self.layers[index]
+
+
+class ParserError:
+    def __init__(self, node: Any, reason: str) -> None:
+        self._node, self._reason = node, reason
+
+    def desc(self) -> str:
+        return self._reason
+
+    def node(self) -> int:
+        return 0
+
+    def node_name(self) -> str:
+        return self._node.name
+
+    def node_operator(self) -> str:
+        return self._node.op_type
+
+
+class OnnxParser:
+    def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+        self._network, self._errors, self._flags = network, list[ParserError](), set[int]()
+
+    def set_flag(self, flag: int) -> None:
+        self._flags.add(flag)
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> ParserError:
+        return self._errors[index]
+
+    def parse(self, data: bytes, path: str | None = None) -> bool:
+        model = onnx.load_from_string(data)
+        functions = {function.name for function in model.functions}
+        for node in model.graph.node:
+            if node.op_type in ("NonZero", "NonMaxSuppression"):
+                self._errors.append(ParserError(node, "UNSUPPORTED_NODE: not\nemulated"))
+            kind = LayerType.PLUGIN_V3 if self._takes_plugin(node, functions) else LayerType.IDENTITY
+            self._network.layers.append(ILayer(node, kind))
+        self._network.model = model
+        return not self._errors
+
+    def _takes_plugin(self, node: Any, functions: set[str]) -> bool:
+        if node.op_type != "WnlbNonLocalAttention" or not IPluginRegistry.libraries:
+            return False
+        if node.op_type not in functions or (10, 7) <= _release() < (10, 15):
+            return True
+        if _release() < (10, 7):
+            return False
+        named = any(attribute.name == "plugin_namespace" for attribute in node.attribute)
+        return named or getattr(OnnxParserFlag, "ENABLE_PLUGIN_OVERRIDE", -1) in self._flags
+
+
+class ITimingCache:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def serialize(self) -> bytes:
+        return b"timings of " + __version__.encode()
+
+
+class IBuilderConfig:
+    def __init__(self) -> None:
+        self.builder_optimization_level = 3
+        self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
+        self.progress_monitor: Any = None
+        self._cache: ITimingCache | None = None
+
+    def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
+        assert size > 0
+
+    def create_timing_cache(self, data: bytes) -> ITimingCache | None:
+        return ITimingCache(data) if not data or data.startswith(b"timings of ") else None
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        self._cache = cache
+        return cache.data in (b"", cache.serialize())
+
+    def get_timing_cache(self) -> ITimingCache | None:
+        return self._cache
+
+
+class Builder:
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def create_network(self, flags: int) -> INetworkDefinition:
+        return INetworkDefinition(flags)
+
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig()
+
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        monitor = config.progress_monitor
+        monitor.phase_start("Building engine", None, 4)
+        for step in range(4):
+            if not monitor.step_complete("Building engine", step):
+                self._logger.log(ILogger.ERROR, "stopped")
+                return None
+        monitor.phase_finish("Building engine")
+        if "build" in faults:
+            self._logger.log(ILogger.ERROR, "[virtualMemoryBuffer.cpp::resizePhysical] Error Code 2: OutOfMemory")
+            return None
+        return _header() + network.model.SerializeToString()
+
+
+class Runtime:
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, data: Any) -> ICudaEngine | None:
+        if not bytes(data).startswith(_header()):
+            self._logger.log(ILogger.ERROR, "IRuntime::deserializeCudaEngine: Error Code 1:\nSerialization (magicTag)")
+            return None
+        return ICudaEngine(bytes(data)[len(_header()) :])
+
+
+class EngineInspector:
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def get_engine_information(self, form: LayerInformationFormat) -> str:
+        output = {"Name": "x", "Dimensions": [1], "Format/Datatype": "Row major linear FP16 format"}
+        layers = [{"Name": name, "LayerType": "kgen", "Outputs": [output]} for name in self._names]
+        return json.dumps({"Layers": layers, "Bindings": []})
+
+
+class ICudaEngine:
+    def __init__(self, data: bytes) -> None:
+        self._model = onnx.load_from_string(data)
+        if not self._model.functions:
+            self._model.functions.extend(plugin_bodies)
+        self.session = ort.InferenceSession(self._model.SerializeToString(), providers=["CPUExecutionProvider"])
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+        kinds = {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT, "tensor(int32)": DataType.INT32}
+        values = [*self.session.get_inputs(), *self.session.get_outputs()]
+        self.tensors = {value.name: (tuple(value.shape), kinds[value.type]) for value in values}
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.tensors)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.tensors[name][0]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return self.tensors[name][1]
+
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector([node.name for node in self._model.graph.node])
+
+    def create_execution_context(self) -> IExecutionContext | None:
+        return None if "context" in faults else IExecutionContext(self)
+
+
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine, self._addresses = engine, dict[str, int]()
+        self._function = _HOST_FUNCTION(self._infer)  # kept for as long as a graph may call it
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._addresses[name] = address
+        return address != 0
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if "enqueue" in faults or ("capture" in faults and _cuda.emulatedCapturing()):
+            return False
+        return _cuda.cuLaunchHostFunc(ctypes.c_void_p(stream), self._function, None) == 0
+
+    def _infer(self, _: int) -> None:
+        engine = self._engine
+        values = engine.session.run(engine.outputs, {name: self._array(name) for name in engine.inputs})
+        for name, value in zip(engine.outputs, values, strict=True):
+            self._array(name)[...] = value
+
+    def _array(self, name: str) -> Any:
+        shape, kind = self._engine.tensors[name]
+        dtype = {DataType.UINT8: np.uint8, DataType.INT32: np.int32, DataType.FLOAT: np.float32}[kind]
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = (ctypes.c_uint8 * size).from_address(self._addresses[name])
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+
+emulate("10.3.0")

@@ -1,0 +1,227 @@
+"""The TensorRT backend on the emulated GPU: results, memory, graphs, and every call that can fail failing."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import engine_from
+
+from wnlb.runtime.backend import open_backend
+from wnlb.runtime.driver import find_gpu
+from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
+from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.tensorrt_backend import TensorRtBackend
+
+
+def images(count: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (2, 64, 96, 3), dtype=np.uint8) for _ in range(count)]
+
+
+@pytest.mark.parametrize("shared", [0, 1], ids=["own memory", "shared memory"])
+def test_the_outputs_are_onnx_runtimes(
+    planted: Path, tmp_path: Path, driver: Any, trt: Any, memory: str, shared: int
+) -> None:
+    driver.emulatedMachine(1, 87, shared)
+    reference = OnnxRuntimeBackend(planted, device="cpu")
+    backend = open_backend(engine_from(planted, tmp_path))
+    assert (
+        backend.description == f"TensorRT 10.3.0, Emulated GPU, {backend_memory(memory)}" + ", shared memory" * shared
+    )
+    launches = driver.emulatedLaunches()
+    for number, image in enumerate(images(4)):
+        found, expected = backend.run({"image": image}), reference.run({"image": image})
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+            assert found[name].dtype == value.dtype
+        assert driver.emulatedLaunches() - launches == number  # by the graph from the second run on
+    assert backend.description.endswith(", CUDA graph")
+    backend.close()
+    backend.close()
+    with pytest.raises(WnlbError, match="closed"):
+        backend.run({"image": images(1)[0]})
+
+
+def backend_memory(name: str) -> str:
+    if name == "PyCUDA":
+        import pycuda
+
+        return f"PyCUDA {pycuda.VERSION_TEXT}"
+    import cuda.bindings
+
+    return f"cuda-python {cuda.bindings.__version__}"
+
+
+def test_no_memory_is_allocated_after_the_first_frames(
+    planted: Path, tmp_path: Path, driver: Any, trt: Any, memory: str
+) -> None:
+    backend = TensorRtBackend(engine_from(planted, tmp_path))
+    for image in images(2):
+        backend.run({"image": image})
+    alive = driver.emulatedAlive()
+    driver.emulatedFailAt(0)  # counts from here
+    outputs = [backend.run({"image": image}) for image in images(5)]
+    assert driver.emulatedAlive() == alive
+    assert driver.emulatedCalls() == 5 * 2  # one launch, one wait
+    assert outputs[0]["boxes"] is outputs[4]["boxes"]  # the pinned buffer itself
+    backend.close()
+
+
+def test_every_call_that_fails_is_told_and_leaves_nothing(
+    planted: Path, tmp_path: Path, driver: Any, trt: Any, memory: str
+) -> None:
+    """The first, the second, ... call of the driver fails; the fixture sees that nothing is left."""
+    engine, image = engine_from(planted, tmp_path), images(1)[0]
+    alive, told, without_graph = driver.emulatedAlive(), 0, 0
+    for call in range(1, 200):
+        backend = None
+        driver.emulatedFailAt(call)
+        try:
+            backend = TensorRtBackend(engine)
+            for _ in range(3):
+                backend.run({"image": image})
+            without_graph += "no CUDA graph" in backend.description
+        except WnlbError as error:
+            told += str(error).startswith(("CUDA: ", "TensorRT: "))
+        finally:
+            calls = driver.emulatedCalls()
+            driver.emulatedFailAt(0)
+            if backend:
+                backend.close()
+        assert driver.emulatedAlive() == alive, f"call {call} leaks"
+        if calls < call:
+            break
+    assert call < 199
+    assert told >= 15
+    assert without_graph >= 3  # begin, end, instantiate, and what is put into the graph
+
+
+def test_it_runs_in_another_thread_and_may_be_closed_there(
+    planted: Path, tmp_path: Path, driver: Any, trt: Any, memory: str
+) -> None:
+    backend, found = TensorRtBackend(engine_from(planted, tmp_path)), []
+
+    def work() -> None:
+        for image in images(2):
+            found.append(backend.run({"image": image})["scores"].copy())
+        backend.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    expected = OnnxRuntimeBackend(planted, device="cpu")
+    for scores, image in zip(found, images(2), strict=True):
+        np.testing.assert_array_equal(scores, expected.run({"image": image})["scores"])
+
+
+def test_detections_stay_when_the_next_frame_comes(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    """The predictor's detections must not be views of buffers that are used again."""
+    with Predictor(engine_from(planted, tmp_path)) as predictor:
+        bright = predictor(np.full((64, 96, 3), 200, np.uint8))
+        before = [bright.boxes.copy(), bright.scores.copy(), bright.labels.copy()]
+        predictor(np.full((64, 96, 3), 10, np.uint8))
+        for now, then in zip((bright.boxes, bright.scores, bright.labels), before, strict=True):
+            np.testing.assert_array_equal(now, then)
+
+
+def test_without_a_graph_it_goes_on(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    trt.faults.add("capture")
+    backend = TensorRtBackend(engine_from(planted, tmp_path))
+    expected = OnnxRuntimeBackend(planted, device="cpu")
+    for image in images(3):
+        np.testing.assert_array_equal(backend.run({"image": image})["scores"], expected.run({"image": image})["scores"])
+    assert "no CUDA graph (TensorRT: the inference cannot be started)" in backend.description
+    backend.close()
+
+
+@pytest.mark.parametrize(("fault", "message"), [("context", "has no memory"), ("enqueue", "cannot be started")])
+def test_tensorrt_that_fails(
+    planted: Path, tmp_path: Path, driver: Any, trt: Any, memory: str, fault: str, message: str
+) -> None:
+    engine = engine_from(planted, tmp_path)
+    trt.faults.add(fault)
+    with pytest.raises(WnlbError, match=message), Predictor(engine) as predictor:
+        predictor(np.zeros((64, 96, 3), np.uint8))
+
+
+def test_what_does_not_fit_is_refused_by_name(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    engine = engine_from(planted, tmp_path)
+    driver.emulatedMachine(1, 110, 1)
+    with pytest.raises(WnlbError, match=r"for Emulated GPU \(SM 8.7\), this is .*SM 11.0.*wnlb build planted.onnx"):
+        TensorRtBackend(engine)
+    driver.emulatedMachine(1, 87, 0)
+    trt.emulate("10.13.3")
+    with pytest.raises(WnlbError, match=r"built with tensorrt 10.3.0, this is 10.13.3; build it again"):
+        TensorRtBackend(engine)
+    trt.emulate("10.3.0")
+    driver.emulatedMachine(0, 87, 0)
+    with pytest.raises(WnlbError, match="no CUDA-capable device"):
+        TensorRtBackend(engine)
+
+
+def test_damaged_engines(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    engine = engine_from(planted, tmp_path)
+    data = engine.read_bytes()
+    engine.write_bytes(data[:-100])
+    with pytest.raises(ContractError, match="it is truncated"):
+        TensorRtBackend(engine)
+    engine.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    with pytest.raises(ContractError, match="is damaged"):
+        TensorRtBackend(engine)
+    engine.write_bytes(data)
+    TensorRtBackend(engine).close()
+
+
+def test_an_engine_of_trtexec_wants_trust(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    engine = engine_from(planted, tmp_path)
+    bare = tmp_path / "bare.engine"
+    shutil.copy(engine, bare)
+    with pytest.raises(WnlbError, match=r"no manifest bare.engine.json beside it.*--trust"):
+        TensorRtBackend(bare)
+    backend = open_backend(bare, trust=planted)
+    assert backend.run({"image": images(1)[0]})["count"].tolist() == [2, 2]
+    backend.close()
+    bare.write_bytes(b"not an engine at all")
+    with pytest.raises(WnlbError, match=r"cannot open engine .*magicTag"):
+        TensorRtBackend(bare, trust=planted)
+
+
+def test_an_engine_unlike_its_contract(planted: Path, fused: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    engine = engine_from(planted, tmp_path)
+    with pytest.raises(ContractError, match="unlike its contract"):
+        TensorRtBackend(engine, trust=fused)
+
+
+def test_the_plugin_of_the_build_is_asked_for(
+    fused: Path, tmp_path: Path, driver: Any, trt: Any, make_plugin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WNLB_PLUGIN_LIBRARY", str(make_plugin()))
+    trt.plugin_bodies.extend(onnx.load(fused).functions)
+    engine = engine_from(fused, tmp_path)
+    trt.IPluginRegistry.libraries.clear()
+    backend = TensorRtBackend(engine)
+    assert trt.IPluginRegistry.libraries == [str(make_plugin())]
+    backend.close()
+    monkeypatch.setenv("WNLB_PLUGIN_LIBRARY", str(make_plugin(100301)))
+    with pytest.raises(WnlbError, match="the engine was built with"):
+        TensorRtBackend(engine)
+    monkeypatch.delenv("WNLB_PLUGIN_LIBRARY")
+    with pytest.raises(MissingDependency, match="plugin library is missing"):
+        TensorRtBackend(engine)
+
+
+def test_the_gpu_is_described(driver: Any) -> None:
+    driver.emulatedMachine(1, 121, 1)
+    gpu = find_gpu()
+    assert (gpu.name, gpu.compute_capability, gpu.arch, gpu.cuda) == ("Emulated GPU", "12.1", 121, "13.0")
+    assert (gpu.integrated, gpu.memory) == (True, 8 << 30)
+    with pytest.raises(MissingDependency, match="sees 1 GPUs; GPU 3"):
+        find_gpu(3)

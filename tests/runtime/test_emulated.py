@@ -1,0 +1,49 @@
+"""Runs tests/emulation in a process of its own, for its CUDA driver must not meet PyTorch's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from wnlb.export.fuse import fuse_attention
+
+FOLDER = Path(__file__).parents[1] / "emulation"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("part", ["test_backend_emulated.py", "test_build_emulated.py"])
+def test_on_an_emulated_gpu(part: str, planted_model_path: Path, small_model_path: Path, tmp_path: Path) -> None:
+    model = onnx.load(small_model_path)
+    assert fuse_attention(model)
+    onnx.save(model, tmp_path / "fused.onnx")
+    environment = {
+        **os.environ,
+        "EMULATED_FOLDER": str(tmp_path),
+        "EMULATED_MODEL": str(planted_model_path),
+        "EMULATED_FUSED_MODEL": str(tmp_path / "fused.onnx"),
+    }
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_ADDOPTS"):
+        environment.pop(name, None)
+    options = [
+        "-q",
+        "-ra",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(FOLDER),
+    ]
+    command = [sys.executable, "-m", "pytest", *options, "--confcutdir", str(FOLDER), str(FOLDER / part)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-1000:]
+    assert " passed" in ran.stdout

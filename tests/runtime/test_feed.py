@@ -1,0 +1,155 @@
+"""What a source opens to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from wnlb.runtime import feed as feeds
+from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.feed import CameraMode, as_bgr, csi_pipeline, open_feed, rtsp_pipeline
+
+
+class Camera:
+    """Stands for cv2.VideoCapture."""
+
+    made: list[Camera] = []  # noqa: RUF012
+    opens = True
+
+    def __init__(self, where: Any, api: int, options: list[int]) -> None:
+        self.where, self.api, self.options = where, api, options
+        self.properties: dict[int, float] = {}
+        self.released = False
+        self.made.append(self)
+
+    def isOpened(self) -> bool:
+        return self.opens
+
+    def set(self, key: int, value: float) -> None:
+        self.properties[key] = value
+
+    def release(self) -> None:
+        self.released = True
+
+
+@pytest.fixture
+def camera(monkeypatch: pytest.MonkeyPatch) -> type[Camera]:
+    monkeypatch.setattr(Camera, "made", [])
+    monkeypatch.setattr(Camera, "opens", True)
+    monkeypatch.setattr(feeds.cv2, "VideoCapture", Camera)
+    return Camera
+
+
+@pytest.fixture
+def jetson(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "jetson_model", lambda: "NVIDIA Jetson Orin Nano")
+    monkeypatch.setattr(feeds, "has_gstreamer", lambda: True)
+
+
+def test_cameras_are_asked_for_their_mode_and_for_the_newest_frame(camera: type[Camera]) -> None:
+    feed = open_feed("2", CameraMode(1280, 720, 30))
+    assert (feed.name, feed.live, feed.fps, camera.made) == ("camera2", True, 0, [])  # opened by the stream
+    feed.open()
+    assert (camera.made[0].where, camera.made[0].api) == (2, cv2.CAP_V4L2)
+    assert camera.made[0].properties == {
+        cv2.CAP_PROP_FRAME_WIDTH: 1280,
+        cv2.CAP_PROP_FRAME_HEIGHT: 720,
+        cv2.CAP_PROP_FPS: 30,
+        cv2.CAP_PROP_BUFFERSIZE: 1,
+    }
+    feed = open_feed("/dev/video3")
+    feed.open()
+    assert (feed.name, camera.made[1].where) == ("video3", "/dev/video3")
+    assert camera.made[1].properties == {cv2.CAP_PROP_BUFFERSIZE: 1}
+    assert feed.frame_name(7) == "video3_000007"
+
+
+def test_network_cameras_have_a_limit_to_answer_and_keep_their_password(camera: type[Camera]) -> None:
+    feed = open_feed("rtsp://me:secret@camera:554/night?channel=1")
+    assert (feed.name, feed.live) == ("camera_554_night", True)
+    feed.open()
+    assert camera.made[0].where == "rtsp://me:secret@camera:554/night?channel=1"
+    assert camera.made[0].options == [
+        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
+        5000,
+        cv2.CAP_PROP_READ_TIMEOUT_MSEC,
+        5000,
+    ]
+    camera.opens = False
+    with pytest.raises(PictureError, match=r"^rtsp://camera:554/night\?channel=1 cannot be opened"):
+        feed.open()
+    assert camera.made[-1].released
+
+
+def test_a_jetson_decodes_in_hardware(camera: type[Camera], jetson: None) -> None:
+    open_feed("rtsp://camera/night").open()
+    assert (camera.made[0].where, camera.made[0].api) == (rtsp_pipeline("rtsp://camera/night"), cv2.CAP_GSTREAMER)
+    feed = open_feed("csi://1", CameraMode(1280, 720, 60))
+    feed.open()
+    assert (feed.name, feed.live) == ("csi1", True)
+    assert camera.made[1].where == csi_pipeline(1, CameraMode(1280, 720, 60))
+    with pytest.raises(PictureError, match="the number of a sensor"):
+        open_feed("csi://front")
+
+
+def test_pipelines() -> None:
+    csi = csi_pipeline(0, CameraMode())
+    assert csi.startswith(
+        "nvarguscamerasrc sensor-id=0 ! video/x-raw(memory:NVMM),width=1920,height=1080,framerate=30/1 !"
+    )
+    rtsp = rtsp_pipeline('rtsp://a/b"c\\d')
+    assert rtsp.startswith(
+        r'rtspsrc location="rtsp://a/b\"c\\d" latency=100 ! application/x-rtp,media=video ! parsebin'
+    )
+    assert "nvv4l2decoder" in rtsp
+    for pipeline in (csi, rtsp):
+        assert pipeline.endswith("video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false")
+
+
+def test_csi_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WnlbError, match="this machine is no Jetson"):
+        open_feed("csi://0")
+    monkeypatch.setattr(feeds, "jetson_model", lambda: "NVIDIA Jetson Orin Nano")
+    with pytest.raises(WnlbError, match="this OpenCV has no GStreamer"):
+        open_feed("csi://0")
+
+
+def test_files(tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "drive.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 12, (64, 48))
+    for _ in range(5):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    feed = open_feed(str(tmp_path / "drive.mp4"))
+    assert (feed.name, feed.live, feed.fps, feed.frames) == ("drive", False, 12, 5)
+    capture = feed.open()
+    assert [capture.read()[0] for _ in range(6)] == [True] * 5 + [False]
+    for name in ("b.png", "a.png"):
+        cv2.imwrite(str(tmp_path / name), np.full((4, 4, 3), 7, np.uint8))
+    (tmp_path / "c.png").write_bytes(b"broken")
+    feed = open_feed(str(tmp_path))
+    assert (feed.live, feed.fps, feed.frames) == (False, 0, 3)
+    assert [feed.frame_name(number) for number in range(3)] == ["a.png", "b.png", "c.png"]
+    capture = feed.open()
+    frames = [capture.read() for _ in range(4)]
+    assert [read for read, _ in frames] == [True, True, True, False]
+    assert [pixels is None for _, pixels in frames] == [False, False, True, True]
+    for missing in ("no.mp4", "9"):
+        with pytest.raises(PictureError, match=r"does not exist|cannot be opened"):
+            open_feed(str(tmp_path / "no.mp4") if missing == "no.mp4" else missing).open()
+
+
+def test_as_bgr() -> None:
+    color = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    assert as_bgr(color) is color
+    np.testing.assert_array_equal(as_bgr(color[..., :1]), np.repeat(color[..., :1], 3, 2))
+    np.testing.assert_array_equal(as_bgr(color[..., 0]), np.repeat(color[..., :1], 3, 2))
+    np.testing.assert_array_equal(as_bgr(color.astype(np.uint16) << 8), color)
+    np.testing.assert_array_equal(as_bgr(np.concatenate([color, color[..., :1]], 2)), color)
+    for odd in (None, 3, np.zeros(4, np.uint8), np.zeros((2, 2, 2), np.uint8), np.zeros((0, 4, 3), np.uint8)):
+        assert as_bgr(odd) is None
+    assert as_bgr(color.astype(np.float32)) is None
+    assert as_bgr(np.zeros((1, 2, 2, 3), np.uint8)) is None

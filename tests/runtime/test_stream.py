@@ -1,0 +1,326 @@
+"""Real time on sources whose every frame is known, and whose time is made by the test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from wnlb.calibration.camera import Camera, expose
+from wnlb.calibration.scenes import make_scene
+from wnlb.runtime.detections import Detections
+from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.feed import Feed
+from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.stream import ODD_FRAMES, Stream
+
+WAIT = 20  # seconds until a test that hangs fails
+
+
+def night(number: int) -> np.ndarray:
+    picture = expose(make_scene(5, number, 64, 96).light, Camera(30), np.random.default_rng(number))
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+SCENES = [night(number) for number in range(4)]
+
+
+def numbered(number: int) -> np.ndarray:
+    """A night scene that bears its number in its first two pixels."""
+    frame = SCENES[number % len(SCENES)].copy()
+    frame[0, 0] = number % 256, number // 256, 0
+    return frame
+
+
+def number_in(frame: np.ndarray) -> int:
+    return int(frame[0, 0, 0]) + 256 * int(frame[0, 0, 1])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+class Gate:
+    """Opened for one passer at a time."""
+
+    def __init__(self) -> None:
+        self._passes, self._arrived = threading.Semaphore(0), threading.Semaphore(0)
+
+    def arrive(self) -> None:
+        self._arrived.release()
+        assert self._passes.acquire(timeout=WAIT)
+
+    def wait_for_one(self) -> None:
+        assert self._arrived.acquire(timeout=WAIT)
+
+    def open(self) -> None:
+        self._passes.release()
+
+
+class Scripted:
+    """A capture that gives what it is told; ``None`` entries end it."""
+
+    def __init__(self, frames: Iterator[Any] | list[Any], gate: Gate | None = None) -> None:
+        self._frames, self._gate, self.released = iter(frames), gate, False
+
+    def read(self) -> tuple[bool, Any]:
+        if self._gate:
+            self._gate.arrive()
+        item = next(self._frames, None)
+        if isinstance(item, Exception):
+            raise item
+        return item is not None, item
+
+    def release(self) -> None:
+        self.released = True
+
+
+class Answering:
+    """Stands for a predictor: finds nothing, and can be held back."""
+
+    def __init__(self, gate: Gate | None = None, fails_at: int = -1) -> None:
+        self.seen: list[int] = []
+        self.times_ms = {"infer": 1.0}
+        self._gate, self._fails_at = gate, fails_at
+
+    def __call__(self, frame: np.ndarray) -> Detections:
+        self.seen.append(number_in(frame))
+        if self._gate:
+            self._gate.arrive()
+        if self.seen[-1] == self._fails_at:
+            raise WnlbError("the GPU fell out")
+        return Detections.none(*frame.shape[:2])
+
+
+def feed(*captures: Any, live: bool = True, fps: float = 0) -> Feed:
+    """Opens to one capture after the other; to an exception where that stands in the row."""
+    row = iter(captures)
+
+    def opened() -> Any:
+        item = next(row, None)
+        if item is None:
+            raise PictureError("camera is gone")
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    return Feed("camera", opened, live, fps)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("wnlb.runtime.stream.BACK_OFF", (0.0, 0.01))
+    before = {thread.ident for thread in threading.enumerate()}
+    yield
+    left = [thread for thread in threading.enumerate() if thread.ident not in before and thread.name.startswith("wnlb")]
+    for thread in left:
+        thread.join(WAIT)
+        assert not thread.is_alive(), thread.name
+
+
+def test_the_newest_frame_wins_and_the_others_are_counted() -> None:
+    capture_gate, model_gate = Gate(), Gate()
+    predictor = Answering(model_gate)
+    capture = Scripted([numbered(n) for n in range(20)], capture_gate)
+    results = []
+    with Stream(predictor, feed(capture, live=False)) as stream:  # type: ignore[arg-type]
+        consumer = threading.Thread(target=lambda: results.extend(stream))
+        consumer.start()
+        capture_gate.wait_for_one()
+        capture_gate.open()  # frame 0
+        model_gate.wait_for_one()  # is in inference
+        for _ in range(6):  # frames 1 to 6 come meanwhile
+            capture_gate.wait_for_one()
+            capture_gate.open()
+        capture_gate.wait_for_one()  # asks for 7: 6 is in line
+        assert stream.state().dropped == 5
+        model_gate.open()
+        model_gate.wait_for_one()
+        assert predictor.seen == [0, 6]
+        for _ in range(13):  # 7 to 19
+            capture_gate.open()
+            capture_gate.wait_for_one()
+        capture_gate.open()  # the end
+        model_gate.open()
+        model_gate.wait_for_one()
+        model_gate.open()
+        consumer.join(WAIT)
+    assert predictor.seen == [0, 6, 19]
+    assert [result.number for result in results] == [0, 6, 19]
+    assert [result.name for result in results] == ["camera_000000", "camera_000006", "camera_000019"]
+    assert [number_in(result.pixels) for result in results] == [0, 6, 19]
+    state = stream.state()
+    assert (state.captured, state.dropped, state.done, state.state) == (20, 17, 3, "ended")
+    assert capture.released
+
+
+def test_the_stamps_are_in_order_and_overlap() -> None:
+    """While the result of one frame is held outside, the next is inferred; its latency counts from its capture."""
+    gate = Gate()
+    capture = Scripted([numbered(n) for n in range(3)])
+    predictor = Answering(gate)
+    with Stream(predictor, feed(capture, live=False), every_frame=True) as stream:  # type: ignore[arg-type]
+        gate.wait_for_one()
+        gate.open()
+        results = iter(stream)
+        first = next(results)
+        gate.wait_for_one()  # the second is in inference although the first is still ours
+        assert predictor.seen == [0, 1]
+        gate.open()
+        second = next(results)
+        gate.wait_for_one()
+        gate.open()
+        rest = list(results)
+    ordered = [first, second, *rest]
+    assert [result.number for result in ordered] == [0, 1, 2]
+    for earlier, later in itertools.pairwise(ordered):
+        assert earlier.captured_at <= later.captured_at
+        assert earlier.done_at <= later.done_at
+    for result in ordered:
+        assert result.latency_ms == pytest.approx(1e3 * (result.done_at - result.captured_at))
+        assert result.latency_ms > 0
+    latencies = sorted(result.latency_ms for result in ordered)
+    assert stream.state().latency_ms == {"p50": latencies[1], "p95": latencies[2], "p99": latencies[2]}
+
+
+def test_every_frame_of_a_file_in_order(planted_model_path: Path) -> None:
+    """Through the real predictor: the planted model's score is the brightness of the very frame."""
+    frames = [numbered(n) for n in range(50)]
+    with Predictor(planted_model_path) as predictor:
+        with Stream(predictor, feed(Scripted(frames), live=False, fps=1), every_frame=True) as stream:
+            results = list(stream)
+        for number, (result, frame) in enumerate(zip(results, frames, strict=True)):
+            assert (result.number, number_in(result.pixels)) == (number, number)
+            np.testing.assert_array_equal(result.detections.scores, predictor(frame).scores)
+            assert result.times_ms.keys() == {"prepare", "infer", "paste"}
+    assert stream.state().dropped == 0
+
+
+def test_a_lost_camera_is_opened_until_it_is_back() -> None:
+    lost: list[str] = []
+    captures = [Scripted([numbered(0)]), PictureError("unplugged"), PictureError("still"), Scripted([numbered(1)])]
+    broken = Scripted([numbered(2), cv2.error("select() timeout")])
+    last = Scripted(numbered(n) for n in range(3, 10**9))
+    with Stream(Answering(), feed(*captures, broken, last)) as stream:  # type: ignore[arg-type]
+        stream.on_change = lost.append
+        for result in stream:
+            if number_in(result.pixels) > 2:
+                break
+    state = stream.state()
+    assert state.reconnects == 3
+    assert all(capture.released for capture in (captures[0], captures[3], broken, last))  # type: ignore[union-attr]
+    assert "camera is back" in lost
+    assert "camera gives no more frames; opening it again" in lost
+
+
+def test_a_camera_that_never_comes_back_is_shown_and_can_be_left() -> None:
+    seen = threading.Event()
+
+    def told(message: str) -> None:
+        seen.set()
+
+    capture_gate = Gate()
+    stream = Stream(Answering(), feed(Scripted([numbered(0)], capture_gate)))  # type: ignore[arg-type]
+    stream.on_change = told
+    capture_gate.wait_for_one()
+    capture_gate.open()
+    capture_gate.wait_for_one()
+    capture_gate.open()
+    results = iter(stream)
+    assert next(results).number == 0
+    assert seen.wait(WAIT)
+    until(lambda: "gone" in stream.state().last_error)
+    assert stream.state().state == "reconnecting"
+    threading.Timer(0.05, stream.stop).start()  # as a signal handler does
+    assert list(results) == []
+    stream.close()
+    assert stream.state().state == "ended"
+
+
+def test_odd_frames_are_left_out_and_counted() -> None:
+    odd = [np.empty((0, 0, 3), np.uint8), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.float32), "frame"]
+    grey = np.full((64, 96), 9, np.uint8)
+    sixteen = np.full((32, 48, 3), 9 << 8, np.uint16)
+    other = [np.zeros((1, 1, 3), np.uint8), grey[..., None], np.full((64, 96, 4), 9, np.uint8)]
+    frames = [numbered(0), *odd, grey, sixteen, *other]
+    with Stream(Answering(), feed(Scripted(frames), live=False), every_frame=True) as stream:  # type: ignore[arg-type]
+        results = list(stream)
+    assert stream.state().odd == 4
+    assert [result.number for result in results] == [0, 5, 6, 7, 8, 9]
+    assert all(result.pixels.dtype == np.uint8 and result.pixels.shape[2] == 3 for result in results)
+    assert {int(result.pixels.max()) for result in results[1:]} == {9, 0}
+    for result in results:
+        assert result.pixels.shape[:2] == (result.detections.height, result.detections.width)
+
+
+def test_a_camera_that_gives_only_rubbish_counts_as_lost() -> None:
+    rubbish = Scripted(np.zeros((4, 4, 2), np.uint8) for _ in range(10 * ODD_FRAMES))
+    with Stream(Answering(), feed(rubbish, Scripted([numbered(1)] * 2))) as stream:  # type: ignore[arg-type]
+        assert next(iter(stream)).number in (ODD_FRAMES, ODD_FRAMES + 1)
+    assert stream.state().odd == ODD_FRAMES
+
+
+def test_fuzzed_frames_never_end_a_stream() -> None:
+    rng = np.random.default_rng(0)
+    kinds = [np.uint8, np.uint16, np.int32, np.float32, bool]
+
+    def any_frame() -> Any:
+        shape = rng.integers(0, 40, int(rng.integers(0, 5)))
+        return rng.integers(0, 2, shape).astype(kinds[rng.integers(len(kinds))])
+
+    frames = [any_frame() for _ in range(300)]
+    frames = [frame for i in range(300) for frame in (frames[i], numbered(i))]
+    with Stream(Answering(), feed(Scripted(frames), live=False), every_frame=True) as stream:  # type: ignore[arg-type]
+        results = list(stream)
+    state = stream.state()
+    assert state.captured == 600
+    assert state.odd + len(results) == 600
+    assert {result.number for result in results} >= set(range(1, 600, 2))
+
+
+def test_an_error_of_the_model_comes_out_where_results_are_read() -> None:
+    source = feed(Scripted(numbered(n) for n in range(10**9)))
+    stream = Stream(Answering(fails_at=3), source, every_frame=True)  # type: ignore[arg-type]
+    seen = []
+    with pytest.raises(WnlbError, match="the GPU fell out"), stream:
+        seen.extend(result.number for result in stream)
+    assert stream.state().state != "running"
+
+
+def test_what_is_not_there_at_the_beginning_is_refused() -> None:
+    with pytest.raises(PictureError, match="camera is gone"):
+        Stream(Answering(), feed())  # type: ignore[arg-type]
+    stream = Stream(Answering(), feed(Scripted([]), live=False))  # type: ignore[arg-type]
+    with pytest.raises(PictureError, match="holds no frame"), stream:
+        list(stream)
+
+
+def test_a_file_is_played_at_its_own_speed_and_can_be_left_at_once() -> None:
+    """A frame a minute: the second is waited for, and the stream closes without waiting."""
+    with Stream(Answering(), feed(Scripted(numbered(n) for n in range(5)), live=False, fps=1 / 60)) as stream:  # type: ignore[arg-type]
+        assert next(iter(stream)).number == 0
+        assert stream.state().captured == 1
+
+
+def test_memory_does_not_grow_over_2000_frames(planted_model_path: Path) -> None:
+    process, sizes = psutil.Process(os.getpid()), []
+    source = feed(Scripted(numbered(n % 65536) for n in range(2000)), live=False)
+    with Predictor(planted_model_path) as predictor, Stream(predictor, source, every_frame=True) as stream:
+        for result in stream:
+            if result.number > 500:
+                sizes.append(process.memory_info().rss)
+    state = stream.state()
+    assert (state.done, state.dropped) == (2000, 0)
+    assert max(sizes) - sizes[0] < 8 << 20
