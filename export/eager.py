@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ class EagerBackend:
         contract: of a file exported from them; size, thresholds and counts are taken from it.
     """
 
+    takes_device_arrays = False
+
     def __init__(self, checkpoint: Path, contract: Contract) -> None:
         self.model, config = load_checkpoint(checkpoint)
         if config.num_classes != len(contract.class_names) + 1:
@@ -44,7 +47,7 @@ class EagerBackend:
         self.contract = contract
         self.description = f"PyTorch {torch.__version__}, eager"
 
-    def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
+    def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         """As the exported file: rows beyond ``count`` are 0."""
         found, _ = eager_detections(self.model, inputs[self.contract.input_name])
         types = {"labels": np.int32, "count": np.int32}

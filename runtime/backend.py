@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -18,9 +18,10 @@ class Backend(Protocol):
 
     contract: Contract
     description: str  # e.g. "ONNX Runtime 1.23.2, CPU, 2 threads"
+    takes_device_arrays: bool  # whether inputs may lie on the GPU (``__cuda_array_interface__``)
 
-    def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
-        """Arrays by input name, of exactly the contract's shapes and types, to arrays by output name.
+    def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
+        """Arrays by input name, of exactly the contract's shapes and types, to NumPy arrays by output name.
 
         The next run may overwrite them.
         """

@@ -55,6 +55,9 @@ class Cuda(Protocol):
     def download(self, buffer: Buffer) -> None:
         """Put a copy to the host on the stream."""
 
+    def copy(self, buffer: Buffer, address: int) -> None:
+        """Put a copy from an address on the GPU to the buffer's GPU side on the stream."""
+
     def synchronize(self) -> None:
         """Wait until the stream is done."""
 
@@ -128,6 +131,9 @@ class PyCuda:
     def download(self, buffer: Buffer) -> None:
         if not buffer.mapped:
             self._call(self._driver.memcpy_dtoh_async, buffer.host, buffer.address, self._stream)
+
+    def copy(self, buffer: Buffer, address: int) -> None:
+        self._call(self._driver.memcpy_dtod_async, buffer.address, address, buffer.host.nbytes, self._stream)
 
     def synchronize(self) -> None:
         self._call(self._stream.synchronize)
@@ -207,6 +213,9 @@ class CudaPython:
         if not buffer.mapped:
             copy = self._driver.cuMemcpyDtoHAsync
             self._call(copy, buffer.host.ctypes.data, buffer.address, buffer.host.nbytes, self._stream)
+
+    def copy(self, buffer: Buffer, address: int) -> None:
+        self._call(self._driver.cuMemcpyDtoDAsync, buffer.address, address, buffer.host.nbytes, self._stream)
 
     def synchronize(self) -> None:
         self._call(self._driver.cuStreamSynchronize, self._stream)

@@ -23,6 +23,8 @@ class OnnxRuntimeBackend:
     or the constructor fails: ONNX Runtime alone would quietly run on the CPU.
     """
 
+    takes_device_arrays = False
+
     def __init__(self, path: Path | str, *, device: str = "auto", threads: int = 0) -> None:
         if device not in DEVICES:
             raise WnlbError(f"device is {device!r}; expected {', '.join(DEVICES)}")
@@ -55,7 +57,7 @@ class OnnxRuntimeBackend:
         if self._outputs != list(self.contract.output_shapes):
             raise ContractError(f"model {path} has the outputs {', '.join(self._outputs)}, unlike its contract")
 
-    def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
+    def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         if self._session is None:
             raise WnlbError("the backend is closed; open the model again")
         image = inputs[self.contract.input_name]

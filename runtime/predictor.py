@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from wnlb.runtime.backend import Backend, open_backend
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.detections import Detections, paste_masks
+from wnlb.runtime.device_frame import as_tensor, is_on_device, prepare_tensor, synchronize
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.geometry import Geometry, Placement
 
@@ -52,28 +55,56 @@ class Predictor:
         self.geometry = geometry_of(self.contract)
         self.score_threshold = score_threshold
         self._input = np.empty(self.contract.input_shape, np.uint8)
+        self._device_input: Any = None
         # Milliseconds that the last call spent in each stage.
         self.times_ms: dict[str, float] = {}
 
-    def __call__(self, frame_bgr: NDArray[np.uint8]) -> Detections:
-        """Detections of one uint8 BGR frame ``[h, w, 3]``, in its pixels. Raises PictureError for another array."""
+    def __call__(self, frame_bgr: Any) -> Detections:
+        """Detections of one frame, in its pixels.
+
+        Args:
+            frame_bgr: uint8 BGR ``[h, w, 3]``: a NumPy array, prepared by OpenCV; or an array on the GPU (of PyTorch,
+                CuPy, a decoder), prepared there by PyTorch, within one grey level of that.
+
+        Raises:
+            PictureError: it is something else.
+        """
         return self.predict_batch([frame_bgr])[0]
 
-    def predict_batch(self, frames_bgr: list[NDArray[np.uint8]]) -> list[Detections]:
-        """As ``__call__``, for up to ``contract.batch`` frames, of any sizes, in one run of the model."""
+    def predict_batch(self, frames_bgr: Sequence[Any]) -> list[Detections]:
+        """As ``__call__``, for up to ``contract.batch`` frames, of any sizes, in one run of the model.
+
+        They are all NumPy arrays or all on the GPU.
+        """
         if not 1 <= len(frames_bgr) <= self.contract.batch:
             raise WnlbError(f"{len(frames_bgr)} frames; expected 1 to {self.contract.batch}, the batch of the model")
         started = time.perf_counter()
-        self._input[len(frames_bgr) :] = 0
-        placements = [self.geometry.prepare(frame, self._input[i])[1] for i, frame in enumerate(frames_bgr)]
+        on_device = is_on_device(frames_bgr[0])
+        image, placements = (self._prepared_on_device if on_device else self._prepared)(frames_bgr)
         prepared = time.perf_counter()
-        outputs = self.backend.run({self.contract.input_name: self._input})
+        outputs = self.backend.run({self.contract.input_name: image})
         inferred = time.perf_counter()
         found = [self._detections(outputs, i, placement) for i, placement in enumerate(placements)]
         pasted = time.perf_counter()
         stages = {"prepare": prepared - started, "infer": inferred - prepared, "paste": pasted - inferred}
         self.times_ms = {stage: 1e3 * seconds for stage, seconds in stages.items()}
         return found
+
+    def _prepared(self, frames: Sequence[Any]) -> tuple[Any, list[Placement]]:
+        self._input[len(frames) :] = 0
+        return self._input, [self.geometry.prepare(frame, self._input[i])[1] for i, frame in enumerate(frames)]
+
+    def _prepared_on_device(self, frames: Sequence[Any]) -> tuple[Any, list[Placement]]:
+        tensors = [as_tensor(frame) for frame in frames]
+        if self._device_input is None:
+            self._device_input = tensors[0].new_zeros(self.contract.input_shape, dtype=tensors[0].dtype)
+        image = self._device_input
+        image[len(frames) :] = 0
+        placements = [prepare_tensor(tensor, self.geometry, image[i]) for i, tensor in enumerate(tensors)]
+        if not self.backend.takes_device_arrays:
+            return image.cpu().numpy(), placements
+        synchronize(image)  # the backend has a stream of its own
+        return image, placements
 
     def _detections(self, outputs: dict[str, NDArray], i: int, placement: Placement) -> Detections:
         count = int(outputs["count"][i])

@@ -47,8 +47,8 @@ class TensorRtBackend:
         self._lock = threading.Lock()
         self._buffers: dict[str, Buffer] = {}
         self._runtime = self._engine = self._context = None  # type: Any
-        self._graph: Graph | None = None
-        self._runs = 0
+        # By where the input comes from; None where it cannot be captured.
+        self._graphs: dict[bool, Graph | None] = {}
         self._cuda: Cuda | None = open_cuda()
         try:
             with self._current():
@@ -66,25 +66,38 @@ class TensorRtBackend:
         self._library, self._gpu = library, gpu
         self.description = self._described("")
 
-    def run(self, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
+    takes_device_arrays = True
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         image = inputs[self.contract.input_name]
-        expected = self.contract.input_shape
-        if image.dtype != np.uint8 or image.shape != expected:
-            raise WnlbError(f"input is {image.dtype} {list(image.shape)}; expected uint8 {list(expected)}")
+        address = self._device_address(image)
         with self._lock:
             if self._cuda is None:
                 raise WnlbError("the backend is closed; open the model again")
             with self._current():
-                np.copyto(self._buffers[self.contract.input_name].host, image)
-                if self._graph:
-                    self._graph.launch()
+                buffer, on_device = self._buffers[self.contract.input_name], address != 0
+                if on_device:
+                    self._cuda.copy(buffer, address)
                 else:
-                    self._enqueue()
+                    np.copyto(buffer.host, image)
+                graph = self._graphs.get(on_device)
+                if graph:
+                    graph.launch()
+                else:
+                    self._enqueue(on_device)
                 self._cuda.synchronize()
-                if not self._runs:
-                    self._capture()
-                self._runs += 1
+                if on_device not in self._graphs:
+                    self._graphs[on_device] = self._captured(on_device)
         return {name: self._buffers[name].host for name in self.contract.output_shapes}
+
+    def _device_address(self, image: Any) -> int:
+        """Where the input lies on the GPU; 0 for a NumPy array. Raises WnlbError where it does not fit."""
+        on_device = getattr(image, "__cuda_array_interface__", None)
+        kind, shape = (on_device["typestr"], on_device["shape"]) if on_device else (image.dtype.str, image.shape)
+        expected = self.contract.input_shape
+        if kind != "|u1" or tuple(shape) != expected or (on_device and on_device.get("strides")):
+            raise WnlbError(f"input is {kind} {list(shape)}; expected uint8 {list(expected)}, contiguous")
+        return int(on_device["data"][0]) if on_device else 0
 
     def close(self) -> None:
         with self._lock:
@@ -97,8 +110,8 @@ class TensorRtBackend:
                     for buffer in self._buffers.values():
                         stack.callback(buffer.free)
                     stack.callback(self._drop_engine)
-                    if self._graph:
-                        stack.callback(self._graph.close)
+                    for graph in filter(None, self._graphs.values()):
+                        stack.callback(graph.close)
                     stack.callback(cuda.synchronize)
             finally:
                 cuda.deactivate()
@@ -133,22 +146,25 @@ class TensorRtBackend:
             if not self._context.set_tensor_address(name, self._buffers[name].address):
                 raise WnlbError(f"{library.title} refuses the address of {name}")
 
-    def _enqueue(self) -> None:
+    def _enqueue(self, on_device: bool) -> None:
         assert self._cuda is not None
-        self._cuda.upload(self._buffers[self.contract.input_name])
+        if not on_device:
+            self._cuda.upload(self._buffers[self.contract.input_name])
         if not self._context.execute_async_v3(self._cuda.stream):
             raise WnlbError("TensorRT: the inference cannot be started")
         for name in self.contract.output_shapes:
             self._cuda.download(self._buffers[name])
 
-    def _capture(self) -> None:
-        """After the first run, for that one may still allocate. Without a graph all goes on as before."""
+    def _captured(self, on_device: bool) -> Graph | None:
+        """After a first run, for that one may still allocate. Without a graph all goes on as before."""
         assert self._cuda is not None
         try:
-            self._graph = Graph(self._cuda.stream, self._enqueue)
-            self.description = self._described(", CUDA graph")
+            graph = Graph(self._cuda.stream, lambda: self._enqueue(on_device))
         except WnlbError as error:
             self.description = self._described(f", no CUDA graph ({error})")
+            return None
+        self.description = self._described(", CUDA graph")
+        return graph
 
     def _described(self, graph: str) -> str:
         assert self._cuda is not None

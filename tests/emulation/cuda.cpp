@@ -337,6 +337,10 @@ int cuMemcpyDtoHAsync_v2(void* to, void const* from, size_t bytes, Stream* strea
 {
     return copy(to, from, bytes, stream);
 }
+int cuMemcpyDtoDAsync_v2(void* to, void const* from, size_t bytes, Stream* stream)
+{
+    return copy(to, from, bytes, stream);
+}
 int cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* data)
 {
     return submit(stream, [=] { function(data); });

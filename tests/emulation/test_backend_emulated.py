@@ -13,6 +13,7 @@ import pytest
 from conftest import engine_from
 
 from wnlb.runtime.backend import open_backend
+from wnlb.runtime.cuda import open_cuda
 from wnlb.runtime.driver import find_gpu
 from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -58,6 +59,47 @@ def backend_memory(name: str) -> str:
     import cuda.bindings
 
     return f"cuda-python {cuda.bindings.__version__}"
+
+
+class OnDevice:
+    """An input in "GPU" memory."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], kind: str = "|u1", strides: Any = None) -> None:
+        self.__cuda_array_interface__ = {"shape": shape, "typestr": kind, "data": (address, False), "strides": strides}
+
+
+@pytest.mark.parametrize("shared", [0, 1], ids=["own memory", "shared memory"])
+def test_an_input_on_the_gpu_stays_there(
+    planted: Path, tmp_path: Path, driver: Any, trt: Any, memory: str, shared: int
+) -> None:
+    """Copied on the GPU, inferred by a graph of its own, in turns with inputs of the host."""
+    driver.emulatedMachine(1, 87, shared)
+    reference, backend = OnnxRuntimeBackend(planted, device="cpu"), TensorRtBackend(engine_from(planted, tmp_path))
+    cuda = open_cuda()
+    cuda.activate()
+    buffer = cuda.buffer((2, 64, 96, 3), np.uint8, False)
+    launches = driver.emulatedLaunches()
+    for number, image in enumerate(images(6)):
+        expected = reference.run({"image": image})["scores"]
+        if number % 2:
+            buffer.host[:] = image
+            cuda.upload(buffer)
+            given: Any = OnDevice(buffer.address, image.shape)
+        else:
+            given = image
+        np.testing.assert_array_equal(backend.run({"image": given})["scores"], expected)
+    assert driver.emulatedLaunches() - launches == 4  # all but the first of each
+    for odd in (
+        OnDevice(buffer.address, (1, 64, 96, 3)),
+        OnDevice(buffer.address, (2, 64, 96, 3), "<f4"),
+        OnDevice(buffer.address, (2, 64, 96, 3), strides=(1, 1, 1, 1)),
+    ):
+        with pytest.raises(WnlbError, match=r"expected uint8 \[2, 64, 96, 3\], contiguous"):
+            backend.run({"image": odd})
+    buffer.free()
+    cuda.deactivate()
+    cuda.close()
+    backend.close()
 
 
 def test_no_memory_is_allocated_after_the_first_frames(
