@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from wnlb.runtime.files import sha256_of
 NAME = "libwnlb_plugins.so"
 VARIABLE = "WNLB_PLUGIN_LIBRARY"
 SOURCE = Path(__file__).resolve().parent  # CMakeLists.txt lies here, in the repository and in the wheel
+_lock = threading.Lock()
+_registered: dict[str, str] = {}  # path and SHA-256 of the library that this process registered
 HOW_TO_BUILD = f"cmake -S {SOURCE} -B build && cmake --build build && export {VARIABLE}=$PWD/build/{NAME}"
 
 
@@ -60,7 +63,7 @@ def load(path: Path | str | None = None, *, sha256: str = "", tensorrt: Any = No
         raise WnlbError(f"plugin library {found} holds no kernels; run 'python -m wnlb.plugins.build', build it again")
     compiled_for = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
     if tensorrt is not None:
-        _register(found, compiled_for, tensorrt)
+        _register(found, digest, compiled_for, tensorrt)
     return PluginLibrary(found, digest, compiled_for, kernels)
 
 
@@ -73,11 +76,19 @@ def _find(path: Path | str | None) -> Path:
     return found.resolve()
 
 
-def _register(path: Path, compiled_for: str, tensorrt: Any) -> None:
+def _register(path: Path, digest: str, compiled_for: str, tensorrt: Any) -> None:
+    """Once a process: TensorRT refuses a library whose plugins are registered already."""
     if compiled_for.split(".")[0] != tensorrt.__version__.split(".")[0]:
         raise WnlbError(
             f"plugin library {path} was compiled for TensorRT {compiled_for}, this is {tensorrt.__version__}; "
             f"build it with this version's headers: {HOW_TO_BUILD}"
         )
-    if tensorrt.get_plugin_registry().load_library(str(path)) is None:
-        raise WnlbError(f"TensorRT {tensorrt.__version__} refuses the plugin library {path}")
+    with _lock:
+        if _registered.get("sha256") == digest:
+            return
+        if _registered:
+            raise WnlbError(f"plugin library {_registered['path']} is loaded, {path} is another; use one in a process")
+        registry = tensorrt.get_plugin_registry()
+        if registry.load_library(str(path)) is None:
+            raise WnlbError(f"TensorRT {tensorrt.__version__} refuses the plugin library {path}")
+        _registered.update(sha256=digest, path=str(path))

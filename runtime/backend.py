@@ -23,7 +23,7 @@ class Backend(Protocol):
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         """Arrays by input name, of exactly the contract's shapes and types, to NumPy arrays by output name.
 
-        The next run may overwrite them.
+        The next run may overwrite them; after ``close`` they must not be read.
         """
         ...
 

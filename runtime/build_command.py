@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from wnlb.runtime.build import ATTENTION, BuildOptions, build_engine
-from wnlb.runtime.engine_manifest import Manifest, manifest_path
+from wnlb.runtime.engine_manifest import LIBRARIES, Manifest, manifest_path
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.table import human_bytes
 from wnlb.runtime.tensorrt_library import TARGETS
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def summary(engine: Path, manifest: Manifest) -> str:
     """What a person wants to know of an engine."""
-    library = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[manifest.library]
+    library = LIBRARIES[manifest.library]
     where = f"{manifest.gpu} (SM {manifest.compute_capability})" if manifest.compute_capability else _portable(manifest)
     precisions = Counter(layer["precision"] or "?" for layer in manifest.layers)
     layers = ", ".join(f"{count} {name}" for name, count in precisions.most_common())
@@ -128,4 +128,4 @@ def summary(engine: Path, manifest: Manifest) -> str:
 
 def _portable(manifest: Manifest) -> str:
     wanted = manifest.options.get("compute_capabilities")
-    return f"compute capability {', '.join(wanted)}" if wanted else "every GPU that the library supports"
+    return f"compute capability {', '.join(wanted)}" if wanted else "the library's default GPUs, SM 8.0 and later"

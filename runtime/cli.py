@@ -31,7 +31,7 @@ COMMANDS = {
 EXTRAS = {
     "torch": "export",
     "torchvision": "export",
-    "onnx": "export",
+    "onnx": "calibration",
     "onnxscript": "export",
     "safetensors": "export",
     "onnxruntime": "cpu",
@@ -103,6 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:  # a name that is too long, a folder that may not be entered
         return _refuse(f"wnlb {chosen}: error: {error}", 2)
+    except Exception as error:
+        if type(error).__module__ != "cv2":
+            raise
+        return _refuse(f"wnlb {chosen}: error: OpenCV: {getattr(error, 'err', '') or error}", 2)
     except KeyboardInterrupt:
         return _refuse(f"wnlb {chosen}: interrupted", 130)
 

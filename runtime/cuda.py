@@ -110,19 +110,21 @@ class PyCuda:
         flags = self._driver.host_alloc_flags.DEVICEMAP if mapped else 0
         host = self._call(self._driver.pagelocked_zeros, shape, dtype, mem_flags=flags)
         pinned = host.base
-        if mapped:
-            return Buffer(host, int(pinned.get_device_pointer()), True, pinned.free)
         try:
-            device = self._call(self._driver.mem_alloc, max(host.nbytes, 1))
+            if mapped:
+                device = self._call(pinned.get_device_pointer)
+            else:
+                device = self._call(self._driver.mem_alloc, max(host.nbytes, 1))
         except WnlbError:
             pinned.free()
             raise
 
         def free() -> None:
-            device.free()
+            if not mapped:
+                device.free()
             pinned.free()
 
-        return Buffer(host, int(device), False, free)
+        return Buffer(host, int(device), mapped, free)
 
     def upload(self, buffer: Buffer) -> None:
         if not buffer.mapped:

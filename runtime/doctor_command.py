@@ -14,7 +14,14 @@ from dataclasses import asdict, dataclass
 
 from wnlb.runtime.driver import find_gpu
 from wnlb.runtime.errors import MissingDependency, WnlbError
-from wnlb.runtime.machine import jetpack_release, jetson_model, power_mode, processor
+from wnlb.runtime.machine import (
+    clocks_are_fixed,
+    fastest_power_mode,
+    jetpack_release,
+    jetson_model,
+    power_mode,
+    processor,
+)
 from wnlb.runtime.table import human_bytes
 from wnlb.runtime.tensorrt_library import load_tensorrt
 from wnlb.runtime.window import has_display
@@ -89,14 +96,15 @@ def _jetson() -> Iterator[Finding]:
     if not model:
         return
     yield Finding("Jetson", "yes", f"{model}, L4T {jetpack_release() or 'of unknown version'}")
-    mode = power_mode()
-    best = mode.startswith("MAXN")
-    yield Finding(
-        "power mode",
-        "yes" if best else "note",
-        mode or "unknown",
-        "" if best else "sudo nvpmodel -m 0 && sudo jetson_clocks",
-    )
+    mode, fastest = power_mode(), fastest_power_mode()
+    if mode.startswith("MAXN"):
+        yield Finding("power mode", "yes", mode)
+    else:
+        yield Finding("power mode", "note", mode or "unknown", f"sudo nvpmodel -m {fastest}" if fastest else "")
+    fixed = clocks_are_fixed()
+    if fixed is not None:
+        state = ("yes", "at their highest", "") if fixed else ("note", "vary with the load", "sudo jetson_clocks")
+        yield Finding("GPU clocks", *state)
 
 
 def _gpu() -> tuple[str, str, str]:
@@ -147,19 +155,28 @@ def _onnxruntime() -> tuple[str, str, str]:
     try:
         ort = importlib.import_module("onnxruntime")
     except ImportError:
+        if jetson_model():  # [cpu] and [gpu] bring an OpenCV that would shadow JetPack's
+            return "no", "not installed; engines do not need it", ""
         return "no", "not installed", "pip install 'wnlb-deploy[cpu]', or [gpu] for NVIDIA GPUs"
     providers = [name.removesuffix("ExecutionProvider") for name in ort.get_available_providers()]
     found = f"{ort.__version__}: {', '.join(providers)}"
     has_gpu = os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/nvgpu")
-    if has_gpu and "CUDA" not in providers:
+    if has_gpu and "CUDA" not in providers and not jetson_model():
         return "note", found, "for ONNX Runtime on the GPU: pip uninstall onnxruntime; pip install 'wnlb-deploy[gpu]'"
     return "yes", found, ""
 
 
 def _opencv() -> tuple[str, str, str]:
-    import cv2
+    try:
+        import cv2
 
-    from wnlb.runtime.feed import has_gstreamer
+        from wnlb.runtime.feed import has_gstreamer
+    except ImportError:
+        return (
+            "no",
+            "not installed",
+            "sudo apt-get install python3-opencv" if jetson_model() else "pip install opencv-python",
+        )
 
     lines = [line.partition(":") for line in cv2.getBuildInformation().splitlines()]
     built = {name.strip(): value.strip() for name, _, value in lines}

@@ -35,8 +35,11 @@ def find_gpu(index: int = 0) -> Gpu:
     """The GPU with that index. Raises MissingDependency where there is no driver or no such GPU."""
     cuda = _load()
     device, count, version = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    check(cuda.cuInit(0), "cuInit")
-    check(cuda.cuDeviceGetCount(ctypes.byref(count)), "cuDeviceGetCount")
+    try:
+        check(cuda.cuInit(0), "cuInit")
+        check(cuda.cuDeviceGetCount(ctypes.byref(count)), "cuDeviceGetCount")
+    except WnlbError as error:  # a container without its GPU, a driver that does not fit
+        raise MissingDependency(f"no NVIDIA GPU can be used: {error}") from error
     if count.value <= index:
         raise MissingDependency(f"the CUDA driver sees {count.value} GPUs; GPU {index} is not there")
     check(cuda.cuDeviceGet(ctypes.byref(device), index), "cuDeviceGet")

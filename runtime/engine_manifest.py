@@ -15,6 +15,7 @@ from wnlb.runtime.errors import ContractError, WnlbError
 from wnlb.runtime.files import sha256_of
 
 FORMAT = 1
+LIBRARIES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _TYPES = {
     "str": (str,),
     "int": (int,),
@@ -56,6 +57,15 @@ class Manifest:
             expected = str(item.type).partition("[")[0]
             if not isinstance(value, _TYPES[expected]) or isinstance(value, bool):
                 raise ContractError(f"manifest: {item.name} is {str(value)[:40]!r}; expected a {expected}")
+        words = ("name", "type", "precision")
+        for layer in self.layers:
+            if not isinstance(layer, dict) or not all(isinstance(layer.get(word), str) for word in words):
+                raise ContractError(f"manifest: a layer is {str(layer)[:40]!r}; expected name, type and precision")
+        wanted = self.options.get("compute_capabilities", [])
+        if not isinstance(wanted, list) or not all(isinstance(capability, str) for capability in wanted):
+            raise ContractError(f"manifest: compute_capabilities is {str(wanted)[:40]!r}; expected a list of names")
+        if self.library not in LIBRARIES:
+            raise ContractError(f"manifest: library is {self.library[:40]!r}; expected {' or '.join(LIBRARIES)}")
         if self.format != FORMAT:
             raise ContractError(f"manifest: format is {self.format}; expected {FORMAT}: use the wnlb that wrote it")
 
@@ -123,7 +133,10 @@ def read_manifest(engine: Path) -> Manifest:
             "do not belong together; build it again"
         )
     if sha256_of(engine) != manifest.engine_sha256:
-        raise ContractError(f"engine {engine} is damaged: it has not the SHA-256 of its manifest; build it again")
+        raise ContractError(
+            f"engine {engine} has not the SHA-256 that its manifest says: it is damaged, or the two do not belong "
+            "together; build it again"
+        )
     return manifest
 
 

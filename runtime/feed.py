@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.machine import jetson_model
-from wnlb.runtime.source import PictureSource, open_source
+from wnlb.runtime.source import LAST_CAMERA, PictureSource, open_source
 
 TIMEOUT_MS = 5000  # for a network camera to answer
-_STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://", "tcp://", "srt://")
+_STREAMS = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")  # schemes; without an end, like cameras
 
 
 class Capture(Protocol):
@@ -65,29 +65,33 @@ def open_feed(source: str, mode: CameraMode | None = None) -> Feed:
         PictureError: there is no such file.
         WnlbError: this machine or its OpenCV cannot open such a source.
     """
-    mode = mode or CameraMode()
     jetson = jetson_model()
     hardware = bool(jetson) and has_gstreamer()
-    if source.startswith("csi://"):
+    scheme, address = source.partition("://")[0].lower(), source.partition("://")[2]
+    path = Path(source)
+    index = int(source) if source.isdecimal() and not path.exists() else None
+    if mode and (scheme in _STREAMS or (scheme != "csi" and index is None and not path.is_char_device())):
+        raise WnlbError(f"a mode can be asked of cameras only; {without_password(source)} is none, leave --camera out")
+    mode = mode or CameraMode()
+    if scheme == "csi":
         if not hardware:
             reason = "this OpenCV has no GStreamer" if jetson else "this machine is no Jetson"
             raise WnlbError(f"{source} needs a Jetson and its OpenCV with GStreamer; {reason}")
-        sensor = source.removeprefix("csi://")
-        if not sensor.isdecimal():
+        if not address.isdecimal():
             raise PictureError(f"source is {source}; expected csi:// and the number of a sensor, csi://0")
-        pipeline = csi_pipeline(int(sensor), mode)
-        return Feed(f"csi{sensor}", lambda: _opened(source, pipeline, cv2.CAP_GSTREAMER), live=True)
-    if source.startswith(_STREAMS):
-        name = source.split("://", 1)[1].split("@")[-1].split("?")[0].replace("/", "_").replace(":", "_")
-        if hardware and source.startswith("rtsp"):
-            return Feed(name, lambda: _opened(source, rtsp_pipeline(source), cv2.CAP_GSTREAMER), live=True)
+        pipeline = csi_pipeline(int(address), mode)
+        return Feed(f"csi{address}", lambda: _opened(source, pipeline, cv2.CAP_GSTREAMER), live=True)
+    if scheme in _STREAMS:
+        name = without_password(source).partition("://")[2].replace("/", "_").replace(":", "_")
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
+        if hardware and scheme.startswith("rtsp"):
+            return Feed(name, lambda: _opened(source, rtsp_pipeline(source), cv2.CAP_GSTREAMER, limits), live=True)
         return Feed(name, lambda: _opened(source, source, cv2.CAP_FFMPEG, limits), live=True)
-    path = Path(source)
-    if (source.isdecimal() and not path.exists()) or source.startswith("/dev/video"):
-        index = int(source) if source.isdecimal() else source
-        name = f"camera{source}" if source.isdecimal() else path.name
-        return Feed(name, lambda: _camera(index, mode), live=True)
+    if index is not None and index > LAST_CAMERA:
+        raise PictureError(f"camera {source} is not there; expected an index from 0 to {LAST_CAMERA}")
+    if index is not None or path.is_char_device():
+        name = f"camera{index}" if index is not None else path.name
+        return Feed(name, lambda: _camera(source if index is None else index, mode), live=True)
     opened = open_source(source)
     if isinstance(opened, PictureSource):
         pictures = opened
@@ -141,13 +145,15 @@ def as_bgr(pixels: Any) -> NDArray[np.uint8] | None:
 
 
 class _Pictures:
-    """Pictures as a capture; one that cannot be read is a frame that is None."""
+    """Pictures as a capture; ``read`` raises PictureError for one that cannot be read."""
 
     def __init__(self, source: PictureSource) -> None:
         self._frames = iter(source)
 
     def read(self) -> tuple[bool, Any]:
         frame = next(self._frames, None)
+        if frame and frame.pixels is None:
+            raise PictureError(frame.error)
         return frame is not None, frame.pixels if frame else None
 
     def release(self) -> None:
@@ -157,10 +163,19 @@ class _Pictures:
 def _camera(index: str | int, mode: CameraMode) -> Capture:
     capture = _opened(f"camera {index}", index, cv2.CAP_V4L2)
     wanted = {cv2.CAP_PROP_FRAME_WIDTH: mode.width, cv2.CAP_PROP_FRAME_HEIGHT: mode.height, cv2.CAP_PROP_FPS: mode.fps}
+    if mode.width:  # uncompressed, most cameras give large pictures at a few frames a second
+        capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
     for key, value in wanted.items():
         if value:
             capture.set(key, value)
-    capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # older frames would only be late
+    got = [round(capture.get(key)) for key in wanted]
+    if any(value and value != given for value, given in zip(wanted.values(), got, strict=True)):
+        capture.release()
+        width, height, fps = got
+        raise PictureError(
+            f"camera {index} gives {width}x{height}@{fps}, not {mode.width}x{mode.height}@{mode.fps or fps}; choose "
+            "one of its modes (v4l2-ctl --list-formats-ext)"
+        )
     return capture
 
 
@@ -168,15 +183,16 @@ def _opened(what: str, where: str | int, api: int = cv2.CAP_ANY, options: list[i
     try:
         capture = cv2.VideoCapture(where, api, options or [])
     except cv2.error as error:
-        raise PictureError(f"{_without_password(what)} cannot be opened: {error.err}") from error
+        raise PictureError(f"{without_password(what)} cannot be opened: {error.err}") from error
     if not capture.isOpened():
         capture.release()
         raise PictureError(
-            f"{_without_password(what)} cannot be opened; check that it is there and that this OpenCV can read it"
+            f"{without_password(what)} cannot be opened; check that it is there and that this OpenCV can read it"
         )
     return capture
 
 
-def _without_password(source: str) -> str:
+def without_password(source: str) -> str:
+    """An address without user, password and query, to be shown."""
     scheme, separator, rest = source.partition("://")
-    return f"{scheme}{separator}{rest.split('@')[-1]}" if "@" in rest else source
+    return f"{scheme}{separator}{rest.partition('?')[0].rpartition('@')[2]}" if separator else source

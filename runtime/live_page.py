@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.overlay import class_color
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_CONNECTIONS = 32  # at a time
 _JPEG_QUALITY = 80
 _WATCHED_S = 3.0  # after the last request for a picture
 _LISTED = 20  # detections by name beside the picture
@@ -45,7 +47,6 @@ class LivePage:
 
     def __init__(self, address: str, facts: dict[str, str], class_names: tuple[str, ...]) -> None:
         host, port = _parsed(address)
-        self.is_loopback = host in LOOPBACK
         self.state: Callable[[], dict[str, Any]] = dict
         self._facts, self._names = facts, class_names
         self._changed = threading.Condition()
@@ -55,14 +56,14 @@ class LivePage:
         self._number, self.closed = 0, False
         self._asked = 0.0
         handler = type("Handler", (_Handler,), {"page": self})
-        server = type("Server", (ThreadingHTTPServer,), {"address_family": _family(host), "daemon_threads": True})
         try:
-            self._server = server((host, port), handler)
+            self._server = (_Server6 if ":" in host else _Server)((host, port), handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise WnlbError(
                 f"page at {address} cannot be served: {reason}; choose another --serve HOST:PORT"
             ) from error
+        self.is_loopback = ipaddress.ip_address(self._server.socket.getsockname()[0]).is_loopback
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_address[1]}/"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="wnlb page", daemon=True)
@@ -92,15 +93,21 @@ class LivePage:
 
     def frame_after(self, number: int) -> tuple[int, bytes, str] | None:
         """Number, JPEG and detections (JSON) of the newest picture once it is newer; None if that takes too long."""
-        self._asked = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: self._number > number or self.closed, _WAIT_S)
-            if self._picture is None or self._number <= number or self.closed:
+            if not self.watched:  # what was drawn for somebody long ago is not the newest
+                self._picture = None
+            self._asked = time.monotonic()
+            after = number if number <= self._number else 0  # a page that saw an earlier run
+            self._changed.wait_for(lambda: self._has_after(after) or self.closed, _WAIT_S)
+            if not self._has_after(after) or self.closed or self._picture is None:
                 return None
             if self._encoded[0] != self._number:  # once for all browsers
                 _, data = cv2.imencode(".jpg", self._picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
                 self._encoded = (self._number, data.tobytes(), self._listed())
             return self._encoded
+
+    def _has_after(self, number: int) -> bool:
+        return self._picture is not None and self._number > number
 
     def _listed(self) -> str:
         found = self._detections
@@ -113,6 +120,36 @@ class LivePage:
 
     def page_state(self) -> dict[str, Any]:
         return {**self._facts, **self.state()}
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each of a limited number of connections; a browser that left is no error."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._free = threading.BoundedSemaphore(_CONNECTIONS)
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            super().handle_error(request, client_address)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -145,11 +182,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"there is /, /frame.jpg and /state.json\n")
 
     def _host_fits(self) -> bool:
-        """A page of another site must not read the camera through a name that it points at a loopback address."""
-        if not self.page.is_loopback:
-            return True
-        named = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        return named in LOOPBACK
+        """A page of another site must not read the camera through a name that it points at this machine."""
+        try:
+            named = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+        except ValueError:
+            return False
+        try:
+            return ipaddress.ip_address(named).is_loopback or not self.page.is_loopback
+        except ValueError:  # a name; urlsplit has put it in lower case
+            own = socket.gethostname().lower()
+            return named == "localhost" or (not self.page.is_loopback and named in (own, f"{own}.local"))
 
     def _answer(self, status: HTTPStatus, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -165,13 +207,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def handle(self) -> None:
-        """A browser that left is no error."""
-        try:
-            super().handle()
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
-
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
 
@@ -182,10 +217,6 @@ def _parsed(address: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65535 or not host:
         raise WnlbError(f"address is {address!r}; expected HOST:PORT such as 127.0.0.1:8080 or 0.0.0.0:8080")
     return host, int(port)
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _css(label: int) -> str:

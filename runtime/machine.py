@@ -33,6 +33,23 @@ def power_mode() -> str:
     return f"mode {int(number)}"
 
 
+def fastest_power_mode() -> str:
+    """Number of a Jetson's MAXN mode for ``nvpmodel -m``; "" where it cannot be read."""
+    for line in _text("/etc/nvpmodel.conf").splitlines():
+        if line.startswith("< POWER_MODEL ") and "NAME=MAXN" in line:
+            return line.partition("ID=")[2].partition(" ")[0]
+    return ""
+
+
+def clocks_are_fixed() -> bool | None:
+    """Whether a Jetson's GPU stays at its highest clock, as ``jetson_clocks`` sets it; None where it cannot be read."""
+    for folder in sorted(Path("/sys/class/devfreq").glob("*gpu*")):
+        low, high = _text(f"{folder}/min_freq").strip(), _text(f"{folder}/max_freq").strip()
+        if low and high:
+            return low == high
+    return None
+
+
 def processor() -> str:
     """Name of the CPU and how many of its cores this process may use."""
     names = [line.partition(":")[2].strip() for line in _text("/proc/cpuinfo").splitlines() if "model name" in line]

@@ -51,5 +51,8 @@ def described(value: Any) -> str:
     if not tensor.elem_type:  # a sequence, an optional, or not stated
         return value.type.WhichOneof("value") or "unknown"
     dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
-    name = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    try:
+        name = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    except KeyError:
+        name = f"type {tensor.elem_type}"
     return f"{name} [{', '.join(map(str, dims))}]"

@@ -12,6 +12,7 @@ from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
 
 DEVICES = ("auto", "cpu", "cuda")
+MOST_THREADS = 1024
 # It gives FP16 biases beside INT8 layers scales that FP16 cannot hold: 22 AP lost (ONNX Runtime 1.32).
 _HARMFUL = ["WeightBiasQuantization"]
 
@@ -28,6 +29,8 @@ class OnnxRuntimeBackend:
     def __init__(self, path: Path | str, *, device: str = "auto", threads: int = 0) -> None:
         if device not in DEVICES:
             raise WnlbError(f"device is {device!r}; expected {', '.join(DEVICES)}")
+        if not 0 <= threads <= MOST_THREADS:
+            raise WnlbError(f"threads is {threads}; expected 0 (one per core) to {MOST_THREADS}")
         ort = _import_onnxruntime()
         has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
         if device == "cuda" and not has_cuda:

@@ -56,8 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.threads < 0:
-        raise WnlbError(f"threads is {arguments.threads}; expected 0 (one per core) or more")
     window = Window("leave it out and look at the written overlays") if arguments.show else None
     source = open_source(arguments.source)
     output: Path = arguments.output
@@ -154,13 +152,14 @@ class _Session:
             self.stopped = self.window.show(overlay, wait=not self.source.is_video)
 
     def finish(self) -> None:
-        """Close the video and write detections.json."""
+        """Close the video and write detections.json, unless nothing could be read."""
         if self._video is not None:
             self._video.close()
         if self.window:
             self.window.close()
-        with atomic_path(self.output / "detections.json") as temporary:
-            temporary.write_text(self.document.to_json())
+        if self.frame_sizes or not self.failures:
+            with atomic_path(self.output / "detections.json") as temporary:
+                temporary.write_text(self.document.to_json())
 
     def summary(self, output: Path) -> str:
         """Counts, and the time of each stage."""

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,7 +23,6 @@ from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.sinks import CocoSink, JsonLinesSink, PageSink, Sink, VideoSink, WindowSink
 from wnlb.runtime.stream import Result, Stream, StreamState
 from wnlb.runtime.table import table
-from wnlb.runtime.window import has_display
 
 DEFAULT_PAGE = "127.0.0.1:8080"
 _DESCRIPTION = """\
@@ -35,7 +35,8 @@ you see is now. A camera that is unplugged, or a stream that breaks, is opened a
   wnlb run model.onnx drive.mp4 --every-frame --video out.mp4
 
 Without an output the overlays are shown: in a window, or without a display on a page at 127.0.0.1:8080.
-Ctrl-C (or SIGTERM) ends it and closes all files. Latency is from the frame in memory to its masks.
+Ctrl-C (or SIGTERM, SIGHUP) ends it and closes all files. Latency is from the frame in memory to its masks.
+Exit code 3: pictures of a folder could not be read.
 """
 
 
@@ -48,8 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     outputs = parser.add_argument_group("outputs, any number of them")
     outputs.add_argument("--serve", metavar="HOST:PORT", help="live page; 0.0.0.0:8080 lets the whole network watch")
     outputs.add_argument("--show", action="store_true", help="a window; q ends")
-    outputs.add_argument("--video", type=Path, metavar="FILE.mp4", help="overlays as a video")
-    outputs.add_argument("--jsonl", metavar="FILE", help="a line of JSON for each frame; - for standard output")
+    outputs.add_argument(
+        "--video", type=Path, metavar="FILE.mp4", help="overlays as a video, at the speed of the source"
+    )
+    outputs.add_argument(
+        "--jsonl", metavar="FILE", help="a line of JSON for each frame, added to the file; - for standard output"
+    )
     outputs.add_argument("--coco", type=Path, metavar="FILE.json", help="COCO document, for sources with an end")
     parser.add_argument("--every-frame", action="store_true", help="drop no frame; for files")
     parser.add_argument(
@@ -65,33 +70,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.threads < 0:
-        raise WnlbError(f"threads is {arguments.threads}; expected 0 (one per core) or more")
     feed = open_feed(arguments.source, _camera_mode(arguments.camera))
     if feed.live and (arguments.every_frame or arguments.coco):
         option, instead = ("--coco", "use --jsonl") if arguments.coco else ("--every-frame", "leave it out")
-        raise WnlbError(f"{option} is for sources with an end, {arguments.source} has none; {instead}")
+        raise WnlbError(f"{option} is for sources with an end, {feed.name} has none; {instead}")
+    _check_outputs(arguments)
     options = {"score_threshold": arguments.score_threshold, "device": arguments.device, "threads": arguments.threads}
+    status = _Status(arguments.quiet, feed)
     with (
         Predictor(arguments.model, trust=arguments.trust, **options) as predictor,
-        Stream(predictor, feed, every_frame=arguments.every_frame) as stream,
+        Stream(predictor, feed, every_frame=arguments.every_frame, on_change=status.changed) as stream,
         _ended_by_signals(stream),
         _Sinks(arguments, predictor, stream) as sinks,
-        _Status(arguments.quiet, feed, stream) as status,
+        status,
     ):
-        for result in stream:
-            wanted = any(sink.wants_overlay for sink in sinks.all)
-            names = predictor.contract.class_names
-            overlay = draw(result.pixels, result.detections, names) if wanted else None
-            goes_on = [sink.add(result, overlay) for sink in sinks.all]
-            status.tell(result)
-            if not all(goes_on):
-                break
+        _work(stream, sinks, status, predictor.contract.class_names)
         state = stream.state()
     if not arguments.quiet:
         out = sys.stderr if arguments.jsonl == "-" else sys.stdout
         print(summary(state, predictor.backend.description), file=out)
-    return 0
+    if feed.fps and state.captured < feed.frames and state.state == "ended":
+        told = f"{feed.name} ended after {state.captured} of the {feed.frames} frames that its file states"
+        print(f"wnlb run: {told}", file=sys.stderr)
+    return 3 if feed.picture_names and state.odd else 0
+
+
+def _work(stream: Stream, sinks: _Sinks, status: _Status, names: tuple[str, ...]) -> None:
+    """Give every result to every sink, until the source or the user ends."""
+    for result in stream.results(idle_s=0.5):
+        if result is None:
+            status.tell(stream)
+            if not sinks.idle():
+                return
+            continue
+        wanted = any(sink.wants_overlay for sink in sinks.all)
+        overlay = draw(result.pixels, result.detections, names) if wanted else None
+        goes_on = [sink.add(result, overlay) for sink in sinks.all]
+        status.tell(stream, result)
+        if not all(goes_on):
+            return
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """No output may be the source, the model or another output, nor a device."""
+    model = arguments.model
+    taken = {path.resolve() for path in (Path(arguments.source), model, model.with_name(model.name + ".json"))}
+    for option in ("video", "jsonl", "coco"):
+        named = getattr(arguments, option)
+        if not named or str(named) == "-":
+            continue
+        path = Path(named).resolve()
+        if path in taken:
+            raise WnlbError(f"--{option} {named} is the source, the model or another output; choose another file")
+        if option != "jsonl" and path.exists() and not path.is_file():
+            raise WnlbError(f"--{option} {named} is no file; choose another")
+        taken.add(path)
 
 
 def summary(state: StreamState, backend: str) -> str:
@@ -116,18 +149,30 @@ class _Sinks:
         with contextlib.ExitStack() as stack:
             for sink in self._made():
                 self.all.append(sink)
-                stack.callback(sink.close)
+                stack.push(lambda kind, error, trace, sink=sink: sink.close(kind is not None))
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def idle(self) -> bool:
+        """While no result comes; False where the user wants to end."""
+        return all(sink.idle() for sink in self.all if isinstance(sink, WindowSink))
+
+    def _fps(self) -> float:
+        """Of the file; pictures are shown for a second each."""
+        feed = self._stream.feed
+        return 1.0 if feed.picture_names else feed.fps
 
     def _made(self) -> Iterator[Sink]:
         arguments, contract = self._arguments, self._predictor.contract
         serve, show = arguments.serve, arguments.show
         if not (serve or show or arguments.video or arguments.jsonl or arguments.coco):
-            serve, show = (None, True) if has_display() else (DEFAULT_PAGE, False)
+            try:
+                yield WindowSink("")
+            except WnlbError:
+                serve = DEFAULT_PAGE
         if serve:
             facts = {"model": arguments.model.name, "backend": self._predictor.backend.description}
             page = LivePage(serve, {**facts, "source": self._stream.feed.name}, contract.class_names)
@@ -137,7 +182,7 @@ class _Sinks:
         if show:
             yield WindowSink(f"leave it out, or use --serve {DEFAULT_PAGE}")
         if arguments.video:
-            yield VideoSink(arguments.video, self._stream.feed.fps or 25.0)
+            yield VideoSink(arguments.video, self._fps())
         if arguments.jsonl:
             yield JsonLinesSink(arguments.jsonl, contract)
         if arguments.coco:
@@ -147,12 +192,11 @@ class _Sinks:
 class _Status:
     """A line on the terminal; lost and found cameras are told on any standard error."""
 
-    def __init__(self, quiet: bool, feed: Feed, stream: Stream) -> None:
-        self._stream = stream
+    def __init__(self, quiet: bool, feed: Feed) -> None:
         hidden = quiet or None  # None: where stderr is no terminal
+        self._name = feed.name
         self._bar = tqdm(total=feed.frames or None, bar_format="{desc}", disable=hidden, file=sys.stderr, leave=False)
         self._next = 0.0
-        stream.on_change = self._changed
 
     def __enter__(self) -> _Status:
         return self
@@ -160,32 +204,42 @@ class _Status:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def tell(self, result: Result) -> None:
+    def tell(self, stream: Stream, result: Result | None = None) -> None:
         now = time.monotonic()
         if now < self._next or self._bar.disable:
             return
         self._next = now + 0.5
-        state = self._stream.state()
+        state = stream.state()
+        if state.state == "reconnecting":
+            self._bar.set_description_str(f"{self._name} is lost for {state.silent_s:.0f} s: {state.last_error}")
+            return
         latency = " / ".join(f"{ms:.0f}" for ms in state.latency_ms.values())
+        found = f"  {len(result.detections)} found" if result else ""
         self._bar.set_description_str(
-            f"{result.name}  {state.fps:.1f} fps  {latency} ms (p50 / p95 / p99)  "
-            f"{state.dropped} dropped  {len(result.detections)} found"
+            f"{result.name if result else self._name}  {state.fps:.1f} fps  {latency} ms (p50 / p95 / p99)  "
+            f"{state.dropped} dropped{found}"
         )
 
-    def _changed(self, message: str) -> None:
+    def changed(self, message: str) -> None:
         tqdm.write(f"wnlb run: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def _ended_by_signals(stream: Stream) -> Iterator[None]:
-    """Ctrl-C, or SIGTERM as systemd sends it, ends after the frame that is being written; a second one at once."""
+    """Ctrl-C, SIGTERM of systemd and SIGHUP of a lost terminal end after the frame that is being written.
+
+    A second one ends at once.
+    """
 
     def stop(*_: object) -> None:
         if stream.stopped:
             raise KeyboardInterrupt
         stream.stop()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup sets it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
@@ -193,9 +247,9 @@ def _ended_by_signals(stream: Stream) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _camera_mode(text: str | None) -> CameraMode:
+def _camera_mode(text: str | None) -> CameraMode | None:
     if text is None:
-        return CameraMode()
+        return None
     found = re.fullmatch(r"(\d+)x(\d+)(?:@(\d+))?", text)
     if not found:
         raise WnlbError(f"--camera is {text!r}; expected WIDTHxHEIGHT or WIDTHxHEIGHT@FPS, e.g. 1280x720@30")

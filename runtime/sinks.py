@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -19,6 +21,9 @@ from wnlb.runtime.stream import Result, Stream
 from wnlb.runtime.video_file import VideoFile
 from wnlb.runtime.window import Window
 
+CAMERA_FPS = 25.0  # of videos from cameras
+LONGEST_PAUSE = 50  # frames that one overlay is repeated for
+
 
 class Sink(Protocol):
     """Takes every result."""
@@ -32,7 +37,9 @@ class Sink(Protocol):
         """False where the user wants to end."""
         ...
 
-    def close(self) -> None: ...
+    def close(self, failed: bool) -> None:
+        """``failed``: an error ended the stream."""
+        ...
 
 
 class WindowSink:
@@ -41,34 +48,56 @@ class WindowSink:
     def __init__(self, instead: str) -> None:
         self._window = Window(instead)
 
+    def idle(self) -> bool:
+        """While no result comes; False where the user wants to end."""
+        return not self._window.refresh()
+
     def add(self, result: Result, overlay: NDArray[np.uint8] | None) -> bool:
         assert overlay is not None
         return not self._window.show(overlay)
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._window.close()
 
 
 class VideoSink:
+    """Overlays at the speed of the source: one is repeated for frames that were dropped.
+
+    Args:
+        fps: of the file that is read; 0 for a camera, whose frames are put where they were captured.
+    """
+
     wants_overlay = True
 
     def __init__(self, path: Path, fps: float) -> None:
-        self._file = VideoFile(path, fps)
+        self._file, self._by_number = VideoFile(path, fps or CAMERA_FPS), fps > 0
+        self._written, self._origin = 0, 0.0
 
     def add(self, result: Result, overlay: NDArray[np.uint8] | None) -> bool:
         assert overlay is not None
-        self._file.write(overlay)
+        place = self._place(result)
+        # At least one of a file without speed; of a camera that was lost, its return follows at once.
+        for _ in range(min(max(place + 1 - self._written, 0), LONGEST_PAUSE)):
+            self._file.write(overlay)
+        self._written = max(place + 1, self._written)
         return True
 
-    def close(self) -> None:
+    def _place(self, result: Result) -> int:
+        if self._by_number:
+            return result.number
+        if not self._written:
+            self._origin = result.captured_at
+        return round((result.captured_at - self._origin) * CAMERA_FPS)
+
+    def close(self, failed: bool) -> None:
         self._file.close()
 
 
 class JsonLinesSink:
-    """One line of JSON for each frame: number, name, latency, and its detections as COCO results.
+    """One line of JSON for each frame: its number, name, time, latency, and its detections as COCO results.
 
     Args:
-        where: a file to write, or ``-`` for the standard output.
+        where: a file, to whose end lines are added, as to a log; or ``-`` for the standard output.
     """
 
     wants_overlay = False
@@ -76,7 +105,7 @@ class JsonLinesSink:
     def __init__(self, where: str, contract: Contract) -> None:
         self._names = contract.class_names
         try:
-            self._file: TextIO = sys.stdout if where == "-" else open(where, "w")  # noqa: SIM115
+            self._file: TextIO = sys.stdout if where == "-" else open(where, "a")  # noqa: SIM115
         except OSError as error:
             raise WnlbError(f"{where} cannot be written: {error.strerror}") from error
 
@@ -86,28 +115,35 @@ class JsonLinesSink:
             for entry in coco_results(result.detections, result.number)
         ]
         times = {stage: round(ms, 2) for stage, ms in result.times_ms.items()}
-        line = {"frame": result.number, "name": result.name, "latency_ms": round(result.latency_ms, 2), **times}
+        ago = timedelta(seconds=time.perf_counter() - result.captured_at)
+        captured = (datetime.now(timezone.utc) - ago).isoformat(timespec="milliseconds")
+        line = {"frame": result.number, "name": result.name, "captured": captured}
+        line |= {"latency_ms": round(result.latency_ms, 2), **times}
         print(json.dumps({**line, "detections": found}), file=self._file, flush=True)
         return True
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         if self._file is not sys.stdout:
             self._file.close()
 
 
 class CocoSink:
-    """One COCO document, written at the end; for sources that have one."""
+    """One COCO document, written at the end if there was no error; for sources that have an end."""
 
     wants_overlay = False
 
     def __init__(self, path: Path, contract: Contract) -> None:
+        if not path.parent.is_dir():
+            raise WnlbError(f"folder {path.parent} does not exist; create it or choose another output")
         self._path, self._document = path, CocoDocument(contract.class_names)
 
     def add(self, result: Result, overlay: NDArray[np.uint8] | None) -> bool:
         self._document.add(result.name, result.detections)
         return True
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
+        if failed:
+            return
         with atomic_path(self._path) as temporary:
             temporary.write_text(self._document.to_json())
 
@@ -128,5 +164,5 @@ class PageSink:
             self._page.show(overlay, result.detections)
         return True
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._page.close()

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from wnlb.runtime.errors import PictureError
 from wnlb.runtime.pictures import PICTURE_SUFFIXES, read_picture
 
+LAST_CAMERA = 255
+
 
 @dataclass(frozen=True, eq=False)
 class Frame:
@@ -97,6 +99,8 @@ def open_source(source: str) -> Source:
     """
     path = Path(source)
     if source.isdecimal() and not path.exists():
+        if int(source) > LAST_CAMERA:
+            raise PictureError(f"camera {source} is not there; expected an index from 0 to {LAST_CAMERA}")
         return VideoSource(int(source))
     if path.is_dir():
         pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())

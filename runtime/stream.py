@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from wnlb.runtime.latency import RecentTimes
 from wnlb.runtime.predictor import Predictor
 
 BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to open a lost camera again
+STALLED = 15.0  # seconds without a frame, and a camera counts as lost although its driver says nothing
 ODD_FRAMES = 100  # so many in a row, and the camera counts as lost
 
 _Item = TypeVar("_Item")
@@ -75,12 +75,21 @@ class Stream:
         predictor: used by a thread of the stream alone until the stream is closed; stays open.
         source: see ``open_feed``; or a feed.
         every_frame: drop none; a video file is then read as fast as it is inferred. Always so for pictures.
+        on_change: told when the source is lost, when it is back, and of pictures that cannot be read; called by a
+            thread of the stream.
 
     Raises:
         PictureError: the source is not there at the beginning, or gave no frame.
     """
 
-    def __init__(self, predictor: Predictor, source: str | Feed, *, every_frame: bool = False) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        source: str | Feed,
+        *,
+        every_frame: bool = False,
+        on_change: Callable[[str], None] = lambda message: None,
+    ) -> None:
         self.feed = open_feed(source) if isinstance(source, str) else source
         self._predictor = predictor
         self._every_frame = every_frame or bool(self.feed.picture_names)
@@ -89,21 +98,24 @@ class Stream:
         self._results = _Slot[Result](self._stop)
         self._recent = RecentTimes()
         self._counts = _Counts()
-        # Told when the source is lost, and when it is back; called by a thread of the stream.
-        self.on_change: Callable[[str], None] = lambda message: None
+        self._on_change = on_change
+        self._generation = 0  # of the capture thread: one that hangs is left to itself
         first = self.feed.open()
-        self._threads = [
-            threading.Thread(target=self._guarded, args=words, name=f"wnlb {words[0].__name__}", daemon=True)
-            for words in ((self._capture, first), (self._infer,))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._inference = self._started(self._infer)
+        self._capturing = self._started(self._capture, first, 0)
+        if self.feed.live:
+            self._started(self._watch)
 
     def __iter__(self) -> Iterator[Result]:
+        return (result for result in self.results() if result is not None)
+
+    def results(self, idle_s: float | None = None) -> Iterator[Result | None]:
+        """Results as they come; and None whenever none came for ``idle_s`` seconds."""
         while True:
-            result = self._results.take()
-            if result is None:
+            result = self._results.take(idle_s)
+            if result is None and (self._results.ended or self.stopped):
                 break
+            self._counts.done += result is not None
             yield result
         if self._counts.failure:
             raise self._counts.failure
@@ -137,9 +149,8 @@ class Stream:
     def close(self) -> None:
         """Stop, and wait for the threads; a camera that does not answer is left to end by itself."""
         self.stop()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout=2)
+        self._inference.join()  # it uses the predictor, which the caller may close now
+        self._capturing.join(timeout=2)
         self._counts.state = "ended"
 
     def __enter__(self) -> Stream:
@@ -150,53 +161,79 @@ class Stream:
     ) -> None:
         self.close()
 
-    def _guarded(self, run: Callable[..., None], *arguments: Any) -> None:
-        """An error in a thread ends the stream and is raised where its results are read."""
-        try:
-            run(*arguments)
-        except BaseException as error:
-            self._counts.failure = error
-            self._results.end()
-        finally:
-            self._frames.end()
+    def _started(self, run: Callable[..., None], *arguments: Any) -> threading.Thread:
+        """A thread whose error ends the stream and is raised where its results are read."""
 
-    def _capture(self, capture: Capture | None) -> None:
-        while capture is not None:
+        def guarded() -> None:
             try:
-                lost = self._read(capture)
-            finally:
+                run(*arguments)
+            except BaseException as error:
+                self._counts.failure = error
+                self._results.end()
+                self._frames.end()
+
+        thread = threading.Thread(target=guarded, name=f"wnlb {run.__name__}", daemon=True)
+        thread.start()
+        return thread
+
+    def _capture(self, capture: Capture | None, generation: int) -> None:
+        waits = iter(BACK_OFF)
+        while True:
+            before = self._counts.captured
+            lost = self._read(capture, generation) if capture else ""
+            if capture:
                 capture.release()
-            if not self.feed.live or self._stop.is_set():
+            if self._is_over(generation):
                 return
-            self._counts.state, self._counts.last_error = "reconnecting", lost
-            self.on_change(f"{lost}; opening it again")
-            capture = self._reopened()
-
-    def _reopened(self) -> Capture | None:
-        """Try until it opens; None where the stream is closed before."""
-        waits = itertools.chain(BACK_OFF, itertools.repeat(BACK_OFF[-1]))
-        while not self._stop.wait(next(waits)):
+            if not self.feed.live:
+                break
+            if self._counts.captured > before:
+                waits = iter(BACK_OFF)
+            if self._counts.state != "reconnecting":
+                self._lost(lost)
+            if self._stop.wait(next(waits, BACK_OFF[-1])) or self._is_over(generation):
+                return
             try:
-                return self.feed.open()
+                capture = self.feed.open()
             except (PictureError, cv2.error) as error:
-                self._counts.last_error = str(error)
-        return None
+                capture, self._counts.last_error = None, str(error)
+        self._frames.end()
 
-    def _read(self, capture: Capture) -> str:
+    def _is_over(self, generation: int) -> bool:
+        return self._stop.is_set() or generation != self._generation
+
+    def _lost(self, reason: str) -> None:
+        self._counts.state, self._counts.last_error = "reconnecting", reason
+        self._on_change(f"{reason}; opening it again")
+
+    def _watch(self) -> None:
+        """Give a capture up that does not return: a driver or network that hangs says nothing."""
+        while not self._stop.wait(min(STALLED / 4, 1)):
+            silent = time.perf_counter() - self._counts.last_frame
+            if self._counts.state == "running" and silent > STALLED:
+                self._generation += 1
+                self._lost(f"{self.feed.name} gave nothing for {silent:.0f} s")
+                self._capturing = self._started(self._capture, None, self._generation)
+
+    def _read(self, capture: Capture, generation: int) -> str:
         """Put frames in line until the source ends or fails; why it did."""
         started, counts, odd_in_a_row = time.perf_counter(), self._counts, 0
         paced = self.feed.fps > 0 and not self._every_frame
-        while not self._stop.is_set():
+        while not self._is_over(generation):
             number = counts.captured
             if paced and self._stop.wait(max(started + number / self.feed.fps - time.perf_counter(), 0)):
                 break
+            pixels = None
             try:
                 read, raw = capture.read()
+                pixels = as_bgr(raw)
+            except PictureError as error:  # of a file among many
+                read = True
+                self._on_change(str(error))
             except cv2.error as error:
                 return f"{self.feed.name}: {error.err}"
-            if not read:
+            if not read or self._is_over(generation):
                 break
-            pixels = as_bgr(raw)
             counts.captured += 1
             if pixels is None:
                 counts.odd, odd_in_a_row = counts.odd + 1, odd_in_a_row + 1
@@ -206,27 +243,28 @@ class Stream:
             counts.last_frame, odd_in_a_row = time.perf_counter(), 0
             if counts.state == "reconnecting":
                 counts.reconnects += 1
-                self.on_change(f"{self.feed.name} is back")
+                self._on_change(f"{self.feed.name} is back")
             counts.state = "running"
-            frame = _Captured(number, pixels, counts.last_frame)
-            self._frames.put(frame, wait=self._every_frame)
+            self._frames.put(_Captured(number, pixels, counts.last_frame), wait=self._every_frame)
         return f"{self.feed.name} gives no more frames"
 
     def _infer(self) -> None:
+        done = 0
         while self._results.wait_free():  # so that the frame is the newest when the result is wanted
             frame = self._frames.take()
             if frame is None:
                 break
             detections = self._predictor(frame.pixels)
-            done = time.perf_counter()
+            now = time.perf_counter()
             name, times = self.feed.frame_name(frame.number), dict(self._predictor.times_ms)
-            result = Result(frame.number, name, frame.pixels, detections, frame.at, done, times)
-            self._recent.add(result.latency_ms, done)
-            self._counts.done += 1
+            result = Result(frame.number, name, frame.pixels, detections, frame.at, now, times)
+            self._recent.add(result.latency_ms, now)
+            done += 1
             self._results.put(result, wait=True)
-        self._counts.state = "ended"
-        if not self._counts.done and not self._stop.is_set() and not self._counts.failure:
-            self._counts.failure = PictureError(f"{self.feed.name} holds no frame that can be decoded")
+        if not self.stopped:
+            self._counts.state = "ended"
+            if not done and not self._counts.failure:
+                self._counts.failure = PictureError(f"{self.feed.name} holds no frame that can be decoded")
         self._results.end()
 
 
@@ -257,8 +295,8 @@ class _Slot(Generic[_Item]):
     def __init__(self, stop: threading.Event) -> None:
         self.dropped = 0
         self._stop = stop
+        self.ended = False
         self._item: _Item | None = None
-        self._ended = False
         self._changed = threading.Condition()
 
     def put(self, item: _Item, wait: bool) -> None:
@@ -271,10 +309,10 @@ class _Slot(Generic[_Item]):
             self._item = item
             self._changed.notify_all()
 
-    def take(self) -> _Item | None:
-        """The item, when there is one; None at the end."""
+    def take(self, timeout: float | None = None) -> _Item | None:
+        """The item, when there is one; None at the end, or when the time is over."""
         with self._changed:
-            self._changed.wait_for(lambda: self._item is not None or self._ended or self._stop.is_set())
+            self._changed.wait_for(lambda: self._item is not None or self.ended or self._stop.is_set(), timeout)
             item, self._item = self._item, None
             self._changed.notify_all()
             return None if self._stop.is_set() else item
@@ -288,7 +326,7 @@ class _Slot(Generic[_Item]):
     def end(self) -> None:
         """No more items come; the one inside can still be taken."""
         with self._changed:
-            self._ended = True
+            self.ended = True
             self._changed.notify_all()
 
     def wake(self) -> None:

@@ -15,8 +15,8 @@ from wnlb.runtime.contract import Contract
 from wnlb.runtime.cuda import Buffer, Cuda, open_cuda
 from wnlb.runtime.driver import Gpu, Graph, find_gpu
 from wnlb.runtime.engine_manifest import Manifest, read_manifest
-from wnlb.runtime.errors import ContractError, WnlbError
-from wnlb.runtime.tensorrt_library import TensorRt, load_tensorrt, make_logger
+from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
+from wnlb.runtime.tensorrt_library import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
 
 OUTPUT_TYPES = {"labels": np.int32, "count": np.int32}  # the others are float32
 
@@ -36,37 +36,32 @@ class TensorRtBackend:
         WnlbError: engine, manifest, this machine's library, GPU or plugin do not fit; says which, and what to do.
     """
 
+    takes_device_arrays = True
+
     def __init__(self, path: Path | str, *, trust: Path | None = None) -> None:
         path = Path(path)
         manifest = None if trust else read_manifest(path)
         self.contract = _trusted_contract(trust) if trust else _contract(path, manifest)
-        library = load_tensorrt(manifest.library if manifest else "auto")
-        gpu = find_gpu()
-        if manifest:
-            _check_fit(path, manifest, library, gpu)
+        self._gpu = find_gpu()
         self._lock = threading.Lock()
         self._buffers: dict[str, Buffer] = {}
-        self._runtime = self._engine = self._context = None  # type: Any
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._context: Any = None
         # By where the input comes from; None where it cannot be captured.
         self._graphs: dict[bool, Graph | None] = {}
         self._cuda: Cuda | None = open_cuda()
         try:
             with self._current():
-                self._runtime, self._engine = _deserialized(path, library, manifest)
+                self._engine = self._open(path, manifest, trust)
                 self._context = self._engine.create_execution_context()
                 if self._context is None:
-                    raise WnlbError(
-                        f"{library.title} has no memory for engine {path}; free GPU memory, or build for a smaller "
-                        "size or batch"
-                    )
-                self._allocate(path, library, gpu)
+                    raise WnlbError(f"{self._library.title} cannot run engine {path}: {last_error(self._logger)}")
+                self._allocate(path)
         except BaseException:
             self.close()
             raise
-        self._library, self._gpu = library, gpu
         self.description = self._described("")
-
-    takes_device_arrays = True
 
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         image = inputs[self.contract.input_name]
@@ -129,7 +124,30 @@ class TensorRtBackend:
         finally:
             cuda.deactivate()
 
-    def _allocate(self, path: Path, library: TensorRt, gpu: Gpu) -> None:
+    def _open(self, path: Path, manifest: Manifest | None, trust: Path | None) -> Any:
+        """Deserialise the engine with the library of its manifest; without one, with the first that takes it."""
+        data = _read(path)
+        refusals = []
+        for name in (manifest.library,) if manifest else TARGETS:
+            try:
+                library = load_tensorrt(name)
+                if manifest:
+                    _check_fit(path, manifest, library, self._gpu)
+                _load_plugin(library, manifest, trust)
+            except WnlbError as error:
+                if manifest:
+                    raise
+                refusals.append(str(error))
+                continue
+            self._library, self._logger = library, make_logger(library.trt)
+            self._runtime = library.trt.Runtime(self._logger)
+            engine = self._runtime.deserialize_cuda_engine(data)
+            if engine is not None:
+                return engine
+            refusals.append(f"{library.title} cannot open engine {path}: {last_error(self._logger)}")
+        raise WnlbError(f"{'; '.join(refusals)}; build it again here")
+
+    def _allocate(self, path: Path) -> None:
         """A buffer for each input and output, at the shapes and types of the contract."""
         assert self._cuda is not None
         wanted = {self.contract.input_name: (self.contract.input_shape, np.dtype(np.uint8))}
@@ -140,18 +158,18 @@ class TensorRtBackend:
             raise ContractError(f"engine {path} has the tensors {', '.join(names)}, unlike its contract")
         for name, (shape, dtype) in wanted.items():
             has = (tuple(self._engine.get_tensor_shape(name)), self._engine.get_tensor_dtype(name))
-            if has != (tuple(shape), _tensorrt_type(library.trt, dtype)):
+            if has != (tuple(shape), _tensorrt_type(self._library.trt, dtype)):
                 raise ContractError(f"engine {path}: {name} is {has[1]} {list(has[0])}, unlike its contract")
-            self._buffers[name] = self._cuda.buffer(shape, dtype, gpu.integrated)
+            self._buffers[name] = self._cuda.buffer(shape, dtype, self._gpu.integrated)
             if not self._context.set_tensor_address(name, self._buffers[name].address):
-                raise WnlbError(f"{library.title} refuses the address of {name}")
+                raise WnlbError(f"{self._library.title} refuses the address of {name}: {last_error(self._logger)}")
 
     def _enqueue(self, on_device: bool) -> None:
         assert self._cuda is not None
         if not on_device:
             self._cuda.upload(self._buffers[self.contract.input_name])
         if not self._context.execute_async_v3(self._cuda.stream):
-            raise WnlbError("TensorRT: the inference cannot be started")
+            raise WnlbError(f"{self._library.title} cannot start the inference: {last_error(self._logger)}")
         for name in self.contract.output_shapes:
             self._cuda.download(self._buffers[name])
 
@@ -203,24 +221,34 @@ def _check_fit(path: Path, manifest: Manifest, library: TensorRt, gpu: Gpu) -> N
             f"engine {path} was built for {manifest.gpu} (SM {wanted}), this is {gpu.name} "
             f"(SM {gpu.compute_capability}); build it again here: wnlb build {manifest.onnx} -o {path}"
         )
+    chosen = manifest.options.get("compute_capabilities")
+    if chosen and gpu.compute_capability not in chosen:
+        raise WnlbError(
+            f"engine {path} was built for SM {', '.join(chosen)}, this is {gpu.name} (SM {gpu.compute_capability}); "
+            f"build it again with --compute-capability {gpu.compute_capability}"
+        )
 
 
-def _deserialized(path: Path, library: TensorRt, manifest: Manifest | None) -> tuple[Any, Any]:
+def _load_plugin(library: TensorRt, manifest: Manifest | None, trust: Path | None) -> None:
+    """The plugin library that the engine was built with; any, for a trusted engine whose ONNX file has its nodes."""
+    from wnlb.plugins.library import load
+
     if manifest and manifest.plugin_sha256:
-        from wnlb.plugins.library import load
-
         load(sha256=manifest.plugin_sha256, tensorrt=library.trt)
-    logger = make_logger(library.trt)
+    elif trust and library.takes_plugins:
+        from wnlb.export.fuse import PLUGIN_OP
+        from wnlb.runtime.onnx_file import read_onnx
+
+        if any(node.op_type == PLUGIN_OP for node in read_onnx(trust).graph.node):
+            with contextlib.suppress(MissingDependency):  # it may have been built through the function bodies
+                load(tensorrt=library.trt)
+
+
+def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise WnlbError(f"engine {path} cannot be read: {error.strerror}") from error
-    runtime = library.trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(data)
-    if engine is None:
-        reason = " ".join(logger.errors[-1].split()) if logger.errors else "no reason given"
-        raise WnlbError(f"{library.title} cannot open engine {path}: {reason}; build it again here")
-    return runtime, engine
 
 
 def _tensorrt_type(trt: Any, dtype: np.dtype[Any]) -> Any:

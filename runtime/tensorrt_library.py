@@ -89,6 +89,8 @@ def load_tensorrt(target: str = "auto") -> TensorRt:
         MissingDependency: it is not installed, or a library below it is missing.
         WnlbError: it is older than 10.3.
     """
+    if target not in ("auto", *TARGETS):
+        raise WnlbError(f"library is {target!r}; expected {', '.join(TARGETS)}")
     missing = []
     for name in TARGETS if target == "auto" else (target,):
         try:
@@ -122,8 +124,18 @@ def make_logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
+                self.errors = [*self.errors[-99:], message]
             elif severity == trt.ILogger.WARNING and len(self.warnings) < 100:
                 self.warnings.append(message)
 
     return Messages()
+
+
+def last_error(logger: Any) -> str:
+    """The last error in one line, with what to do where memory was short."""
+    if not logger.errors:
+        return "no reason given"
+    line = " ".join(logger.errors[-1].split())
+    if any("outofmemory" in message.lower().replace(" ", "") for message in logger.errors):
+        line += "; free GPU memory, build with a smaller --workspace, or export a smaller size or batch"
+    return line

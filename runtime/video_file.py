@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".avi")
 
 
 class VideoFile:
@@ -24,8 +27,12 @@ class VideoFile:
     """
 
     def __init__(self, path: Path, fps: float) -> None:
-        self.path, self.fps = path, fps
+        if path.suffix.lower() not in SUFFIXES:
+            raise WnlbError(f"video {path} has the suffix {path.suffix or 'none'!r}; expected {', '.join(SUFFIXES)}")
+        self.path = path
+        self.fps = min(max(fps, 1.0), 240.0) if math.isfinite(fps) else 25.0
         self._size = (0, 0)
+        self._frames = 0
         self._writer: cv2.VideoWriter | None = None
         self._file = contextlib.ExitStack()
 
@@ -33,21 +40,29 @@ class VideoFile:
         """Add a frame, uint8 ``[h, w, 3]``."""
         size = (frame_bgr.shape[1], frame_bgr.shape[0])
         if self._writer is None:
-            temporary = self._file.enter_context(atomic_path(self.path))
+            self._temporary = self._file.enter_context(atomic_path(self.path))
             self._size = size
-            self._writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, size)
+            self._writer = cv2.VideoWriter(str(self._temporary), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, size)
             if not self._writer.isOpened():
                 self._writer = None
                 with self._file:  # takes the temporary file away
                     raise WnlbError(f"video {self.path} cannot be written; check folder, suffix and OpenCV's codecs")
         self._writer.write(frame_bgr if size == self._size else _fitted(frame_bgr, self._size))
+        self._frames += 1
 
     def close(self) -> None:
-        """May be called more than once."""
-        if self._writer is not None:
-            self._writer.release()
-            self._writer = None
-            self._file.close()
+        """May be called more than once. Raises WnlbError where the file is not whole; it does not appear then."""
+        if self._writer is None:
+            return
+        self._writer.release()  # which tells no errors
+        self._writer = None
+        with self._file:
+            written = cv2.VideoCapture(str(self._temporary))
+            frames = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) if written.isOpened() else 0
+            written.release()
+            if frames < self._frames:
+                kept = f"{frames} of {self._frames} frames"
+                raise WnlbError(f"video {self.path} could not be written whole, {kept}; is the disk full?")
 
 
 def _fitted(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -19,6 +19,11 @@ def jetson(tmp_path: Path) -> Path:
         "etc/nv_tegra_release": RELEASE,
         "bin/python3": '#!/bin/sh\ncase "$2" in *tensorrt*) echo 10.3.0;; *cv2*) exit ${NO_OPENCV:-0};; esac\n',
         "bin/nvpmodel": "#!/bin/sh\necho 'NV Power Mode: MAXN_SUPER'\n",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n",
+        "sys/class/devfreq/17000000.gpu/min_freq": "1020000000",
+        "sys/class/devfreq/17000000.gpu/max_freq": "1020000000",
+        "usr/include/aarch64-linux-gnu/NvInferRuntime.h": "",
+        "usr/local/cuda-12.6/include/cuda.h": "",
         "bin/sudo": f"#!/bin/sh\ntouch {tmp_path}/changed\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,23 +46,27 @@ def test_a_jetson_that_has_all(jetson: Path) -> None:
     assert "+ TensorRT     10.3.0\n" in ran.stdout
     assert "+ OpenCV       with GStreamer\n" in ran.stdout
     assert "+ power mode   MAXN_SUPER\n" in ran.stdout
+    assert "+ GPU clocks   at their highest\n" in ran.stdout
     assert "apt-get" not in ran.stdout
 
 
 def test_what_is_missing_is_named_and_a_check_changes_nothing(jetson: Path) -> None:
     (jetson / "bin" / "nvpmodel").write_text("#!/bin/sh\necho 'NV Power Mode: 15W'\n")
+    (jetson / "sys" / "class" / "devfreq" / "17000000.gpu" / "min_freq").write_text("306000000")
+    (jetson / "usr" / "local" / "cuda-12.6" / "include" / "cuda.h").unlink()
     ran = run("--check", root=jetson, NO_OPENCV="1")
     assert ran.returncode == 0
-    assert "$ sudo apt-get install --yes python3-opencv" in ran.stdout
-    assert "- power mode   15W; for full speed: sudo nvpmodel -m 0" in ran.stdout
+    assert "$ sudo apt-get install --yes python3-opencv cuda-driver-dev-12-6" in ran.stdout
+    assert "- power mode   15W; for full speed: sudo nvpmodel -m 2" in ran.stdout
+    assert "- GPU clocks   vary with the load" in ran.stdout
     assert not (jetson / "changed").exists()
 
 
 def test_refusals(jetson: Path, tmp_path: Path) -> None:
-    (jetson / "etc" / "nv_tegra_release").write_text(RELEASE.replace("R36", "R35"))
+    (jetson / "etc" / "nv_tegra_release").write_text(RELEASE.replace("4.3", "3.0"))
     for words, root, message in (
-        (["--check"], jetson, "L4T 35.4.3; JetPack 6.1"),
-        ([], jetson, "L4T 35.4.3; JetPack 6.1"),
+        (["--check"], jetson, "L4T 36.3.0; JetPack 6.1"),
+        ([], jetson, "L4T 36.3.0; JetPack 6.1"),
         (["--check"], tmp_path / "none", "this is no Jetson"),
         (["--all"], jetson, "--all is no option"),
     ):

@@ -72,6 +72,7 @@ def trt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("WNLB_PLUGIN_LIBRARY", raising=False)
     tensorrt.emulate("10.3.0")
+    monkeypatch.setattr("wnlb.plugins.library._registered", {})
     yield tensorrt
     tensorrt.emulate("10.3.0")
 

@@ -98,7 +98,7 @@ class IPluginRegistry:
     libraries: list[str] = []  # noqa: RUF012
 
     def load_library(self, path: str) -> object:
-        if "plugin" in faults:
+        if "plugin" in faults or self.libraries:  # it takes no plugin twice
             return None
         self.libraries.append(path)
         return object()

@@ -75,6 +75,7 @@ def test_attention_auto_takes_what_is_there(
     monkeypatch.setenv("WNLB_PLUGIN_LIBRARY", str(make_plugin()))
     assert build_engine(fused, engine, TENSORRT).attention == "plugin"
     assert build_engine(fused, engine, BuildOptions(target="tensorrt", attention="standard")).attention == "standard"
+    monkeypatch.setattr("wnlb.plugins.library._registered", {})
     trt.faults.add("plugin")
     with pytest.raises(WnlbError, match="refuses the plugin library"):
         build_engine(fused, engine, TENSORRT)
@@ -91,6 +92,22 @@ def test_timings_are_kept_and_a_damaged_cache_is_none(planted: Path, tmp_path: P
     own = tmp_path / "own.timing"
     build_engine(planted, tmp_path / "model.engine", BuildOptions(target="tensorrt", timing_cache=own))
     assert own.exists()
+    cache.unlink()
+    cache.mkdir()  # the user's cache is only a help, a file that was named is more
+    build_engine(planted, tmp_path / "model.engine", TENSORRT)
+    with pytest.raises(WnlbError, match=r"timing cache .* cannot be read"):
+        build_engine(planted, tmp_path / "model.engine", BuildOptions(target="tensorrt", timing_cache=cache))
+    below = BuildOptions(target="tensorrt", timing_cache=own / "below" / "it")
+    with pytest.raises(WnlbError, match="cannot be made"):
+        build_engine(planted, tmp_path / "model.engine", below)
+
+
+def test_an_inspector_that_talks_rubbish_costs_no_engine(
+    planted: Path, tmp_path: Path, driver: Any, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for text in ("{broken", "[]", '{"Layers": 3}', '{"Layers": [3]}', '{"Layers": [{"Outputs": {"a": 1}}]}'):
+        monkeypatch.setattr(trt.EngineInspector, "get_engine_information", lambda self, form, text=text: text)
+        assert build_engine(planted, tmp_path / "model.engine", TENSORRT).layers_of == "network"
 
 
 def test_a_build_that_fails_leaves_the_old_engine(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
@@ -98,7 +115,7 @@ def test_a_build_that_fails_leaves_the_old_engine(planted: Path, tmp_path: Path,
     build_engine(planted, engine, TENSORRT)
     before = engine.read_bytes()
     trt.faults.add("build")
-    with pytest.raises(WnlbError, match=r"cannot build it: .*OutOfMemory; free GPU memory, lower --workspace"):
+    with pytest.raises(WnlbError, match=r"cannot build it: .*OutOfMemory; free GPU memory, build with a smaller"):
         build_engine(planted, engine, TENSORRT)
     trt.faults.clear()
     with pytest.raises(WnlbError, match="was stopped"):
@@ -123,9 +140,11 @@ def test_ctrl_c_ends_the_build(planted: Path, tmp_path: Path, driver: Any, trt: 
             os.kill(os.getpid(), signal.SIGINT)
         return True
 
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         build_engine(planted, tmp_path / "model.engine", TENSORRT, progress)
     assert not (tmp_path / "model.engine").exists()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_model_of_others_builds_and_is_refused_by_name(
@@ -195,5 +214,5 @@ def test_options_for_the_other_library(planted: Path, tmp_path: Path, driver: An
     with pytest.raises(WnlbError, match="TensorRT-RTX only"):
         build_engine(planted, tmp_path / "m.engine", BuildOptions(target="tensorrt", compute_capabilities=("8.9",)))
     driver.emulatedMachine(0, 87, 0)
-    with pytest.raises(WnlbError, match="no CUDA-capable device"):
+    with pytest.raises(MissingDependency, match=r"no CUDA-capable device.*--target tensorrt-rtx"):
         build_engine(planted, tmp_path / "m.engine", TENSORRT)

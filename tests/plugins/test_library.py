@@ -19,6 +19,12 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 Make = Callable[..., Path]
 
 
+@pytest.fixture(autouse=True)
+def _new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In which no library is registered yet."""
+    monkeypatch.setattr("wnlb.plugins.library._registered", {})
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """Compiles a library with the two functions that ours exports."""

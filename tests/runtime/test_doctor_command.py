@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,16 @@ from wnlb.runtime.cli import main
 def test_this_machine(wnlb: Callable[..., Any]) -> None:
     ran = wnlb("doctor")
     assert (ran.code, ran.err) == (0, "")
-    assert "+ ONNX Runtime  " in ran.out
-    assert "+ OpenCV        " in ran.out
+    assert "ONNX Runtime" in ran.out
+    assert re.search(r"^[+!] OpenCV        \d", ran.out, re.MULTILINE)
     assert "- display       none" in ran.out
     assert "wnlb run --serve" in ran.out
+
+
+def test_without_opencv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert main(["doctor"]) == 0
+    assert "- OpenCV        not installed\n" in capsys.readouterr().out
 
 
 def test_what_is_broken_ends_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +66,9 @@ def test_a_jetson(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert "csi:// and hardware decoding need JetPack's OpenCV" in printed
     files["/var/lib/nvpmodel/status"] = "pmode:0000"
     assert main(["doctor"]) == 0
-    assert "! power mode    15W\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "! power mode    15W\n" in printed
+    assert "-> sudo nvpmodel -m 2\n" in printed
     files["/var/lib/nvpmodel/status"] = "pmode:0009"
     assert machine.power_mode() == "mode 9"
 

@@ -86,8 +86,15 @@ def test_each_entry_has_its_type() -> None:
             manifest(**{item.name: None})
         with pytest.raises(ContractError, match=f"manifest: {item.name} is"):
             manifest(**{item.name: True})
-    with pytest.raises(ContractError, match="format is 7"):
-        manifest(format=7)
+    for entries, message in (
+        ({"format": 7}, "format is 7"),
+        ({"library": "foo"}, "library is 'foo'"),
+        ({"layers": [1]}, "a layer is"),
+        ({"layers": [{"name": "a"}]}, "a layer is"),
+        ({"options": {"compute_capabilities": 5}}, "compute_capabilities is '5'"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            manifest(**entries)
 
 
 def test_files_that_are_not_there(engine: Path, tmp_path: Path) -> None:

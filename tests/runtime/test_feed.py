@@ -18,7 +18,7 @@ class Camera:
     """Stands for cv2.VideoCapture."""
 
     made: list[Camera] = []  # noqa: RUF012
-    opens = True
+    opens, most = True, 1e6
 
     def __init__(self, where: Any, api: int, options: list[int]) -> None:
         self.where, self.api, self.options = where, api, options
@@ -31,6 +31,9 @@ class Camera:
 
     def set(self, key: int, value: float) -> None:
         self.properties[key] = value
+
+    def get(self, key: int) -> float:
+        return min(self.properties.get(key, 0), self.most)
 
     def release(self) -> None:
         self.released = True
@@ -50,7 +53,7 @@ def jetson(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeds, "has_gstreamer", lambda: True)
 
 
-def test_cameras_are_asked_for_their_mode_and_for_the_newest_frame(camera: type[Camera]) -> None:
+def test_cameras_are_asked_for_their_mode(camera: type[Camera], monkeypatch: pytest.MonkeyPatch) -> None:
     feed = open_feed("2", CameraMode(1280, 720, 30))
     assert (feed.name, feed.live, feed.fps, camera.made) == ("camera2", True, 0, [])  # opened by the stream
     feed.open()
@@ -59,20 +62,31 @@ def test_cameras_are_asked_for_their_mode_and_for_the_newest_frame(camera: type[
         cv2.CAP_PROP_FRAME_WIDTH: 1280,
         cv2.CAP_PROP_FRAME_HEIGHT: 720,
         cv2.CAP_PROP_FPS: 30,
-        cv2.CAP_PROP_BUFFERSIZE: 1,
+        cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*"MJPG"),
     }
-    feed = open_feed("/dev/video3")
+    monkeypatch.setattr(Path, "is_char_device", lambda path: True)
+    feed = open_feed("/dev/v4l/by-id/night")
     feed.open()
-    assert (feed.name, camera.made[1].where) == ("video3", "/dev/video3")
-    assert camera.made[1].properties == {cv2.CAP_PROP_BUFFERSIZE: 1}
-    assert feed.frame_name(7) == "video3_000007"
+    assert (feed.name, camera.made[1].where) == ("night", "/dev/v4l/by-id/night")
+    assert camera.made[1].properties == {}
+    assert feed.frame_name(7) == "night_000007"
+
+
+def test_a_mode_that_a_camera_lacks_is_refused(camera: type[Camera], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Camera, "most", 640)
+    with pytest.raises(PictureError, match=r"camera 0 gives 640x640@30, not 1280x720@30; choose one of its modes"):
+        open_feed("0", CameraMode(1280, 720, 30)).open()
+    assert camera.made[0].released
+    for source in ("rtsp://camera/night", __file__):
+        with pytest.raises(WnlbError, match="a mode can be asked of cameras only"):
+            open_feed(source, CameraMode(1280, 720))
 
 
 def test_network_cameras_have_a_limit_to_answer_and_keep_their_password(camera: type[Camera]) -> None:
-    feed = open_feed("rtsp://me:secret@camera:554/night?channel=1")
+    feed = open_feed("RTSP://me:secret@camera:554/night?channel=1")
     assert (feed.name, feed.live) == ("camera_554_night", True)
     feed.open()
-    assert camera.made[0].where == "rtsp://me:secret@camera:554/night?channel=1"
+    assert camera.made[0].where == "RTSP://me:secret@camera:554/night?channel=1"
     assert camera.made[0].options == [
         cv2.CAP_PROP_OPEN_TIMEOUT_MSEC,
         5000,
@@ -80,7 +94,7 @@ def test_network_cameras_have_a_limit_to_answer_and_keep_their_password(camera: 
         5000,
     ]
     camera.opens = False
-    with pytest.raises(PictureError, match=r"^rtsp://camera:554/night\?channel=1 cannot be opened"):
+    with pytest.raises(PictureError, match=r"^RTSP://camera:554/night cannot be opened"):
         feed.open()
     assert camera.made[-1].released
 
@@ -111,6 +125,8 @@ def test_pipelines() -> None:
 
 
 def test_csi_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeds, "jetson_model", lambda: "")
+    monkeypatch.setattr(feeds, "has_gstreamer", lambda: False)
     with pytest.raises(WnlbError, match="this machine is no Jetson"):
         open_feed("csi://0")
     monkeypatch.setattr(feeds, "jetson_model", lambda: "NVIDIA Jetson Orin Nano")
@@ -134,9 +150,10 @@ def test_files(tmp_path: Path) -> None:
     assert (feed.live, feed.fps, feed.frames) == (False, 0, 3)
     assert [feed.frame_name(number) for number in range(3)] == ["a.png", "b.png", "c.png"]
     capture = feed.open()
-    frames = [capture.read() for _ in range(4)]
-    assert [read for read, _ in frames] == [True, True, True, False]
-    assert [pixels is None for _, pixels in frames] == [False, False, True, True]
+    assert [capture.read()[1] is None for _ in range(2)] == [False, False]
+    with pytest.raises(PictureError, match=r"c\.png is damaged"):
+        capture.read()
+    assert capture.read() == (False, None)
     for missing in ("no.mp4", "9"):
         with pytest.raises(PictureError, match=r"does not exist|cannot be opened"):
             open_feed(str(tmp_path / "no.mp4") if missing == "no.mp4" else missing).open()

@@ -99,19 +99,56 @@ def test_state_page_and_nothing_else(page: LivePage) -> None:
 
 
 def test_a_name_of_another_site_for_this_address_is_refused(page: LivePage) -> None:
-    for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", ""):
-        assert ask(page, "/frame.jpg", host or " ")[0].status == 403
-    for host in ("localhost", "localhost:8080", "127.0.0.1:1", "[::1]:80"):
+    for host in ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", " ", "[::1", "localhost.", "10.0.0.1"):
+        assert ask(page, "/frame.jpg", host)[0].status == 403, host
+    for host in ("localhost", "LocalHost:8080", "127.0.0.1:1", "[::1]:80", "127.9.9.9"):
         assert ask(page, "/state.json", host)[0].status == 200
 
 
-def test_a_browser_that_leaves_or_talks_rubbish_disturbs_nobody(page: LivePage) -> None:
+@pytest.mark.parametrize("host", ["127.0.0.2", "localhost", "127.1"])
+def test_every_name_of_the_loopback_is_one(host: str) -> None:
+    page = LivePage(f"{host}:0", {}, ("a",))
+    assert page.is_loopback
+    page.close()
+
+
+def test_what_was_drawn_for_somebody_long_ago_is_not_shown(page: LivePage, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(page, "/frame.jpg")
+    page.show(np.zeros((8, 8, 3), np.uint8), Detections.none(8, 8))
+    assert ask(page, "/frame.jpg")[0].status == 200
+    assert ask(page, "/frame.jpg?after=5000")[0].status == 200  # asked by a page that saw an earlier run
+    monkeypatch.setattr(live_page, "_WATCHED_S", 0)
+    assert ask(page, "/frame.jpg")[0].status == 204
+
+
+def test_connections_are_limited(page: LivePage) -> None:
+    port = int(page.url.rsplit(":", 1)[1].strip("/"))
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+    ended = []
+    for connection in held[32:]:
+        connection.settimeout(10)
+        ended.append(connection.recv(1))
+    assert ended == [b""] * 8
+    for connection in held:
+        connection.close()
+    end = time.monotonic() + 10
+    while True:  # until the others are noticed to have left
+        try:
+            assert ask(page, "/state.json")[0].status == 200
+            break
+        except (ConnectionError, http.client.HTTPException):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_a_browser_that_leaves_or_talks_rubbish_disturbs_nobody(page: LivePage, capsys: Any) -> None:
     port = int(page.url.rsplit(":", 1)[1].strip("/"))
     for data in (b"", b"GET /frame.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x00\xff" * 50 + b"\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(data)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # resets
     assert ask(page, "/state.json")[0].status == 200
+    assert capsys.readouterr().err == ""
 
 
 def test_addresses(page: LivePage) -> None:
@@ -125,7 +162,10 @@ def test_addresses(page: LivePage) -> None:
         LivePage("no.such.host.invalid:0", {}, ("a",))
     everywhere = LivePage("0.0.0.0:0", {}, ("a",))
     assert not everywhere.is_loopback
-    assert ask(everywhere, "/state.json", "camera.local")[0].status == 200
+    own = socket.gethostname()
+    for host in (own, f"{own}.local:8080", "10.0.0.7:8080", "[fe80::1]"):
+        assert ask(everywhere, "/state.json", host)[0].status == 200, host
+    assert ask(everywhere, "/state.json", "evil.example")[0].status == 403
     everywhere.close()
     everywhere.close()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import urllib.request
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,9 @@ def test_every_frame_to_every_output(
     assert [line["frame"] for line in written] == list(range(12))
     assert written[3]["name"] == "drive_000003"
     assert written[3].keys() >= {"latency_ms", "prepare", "infer", "paste"}
+    captured = [datetime.fromisoformat(line["captured"]) for line in written]
+    assert captured == sorted(captured)
+    assert abs(datetime.now(timezone.utc) - captured[-1]) < timedelta(minutes=1)
     for number, line in enumerate(written):  # the planted lamp is as bright as the frame, the cat half as bright
         brightness = 20 * number / 255
         expected = ["lamp"] * (brightness >= 0.3) + ["dark cat"] * (brightness / 2 >= 0.3)
@@ -79,10 +84,47 @@ def test_a_video_is_played_and_a_folder_gives_every_picture(
     (tmp_path / "c.png").write_bytes(b"broken")
     ran = wnlb("run", planted_model_path, tmp_path, "--jsonl", "-", "--quiet")
     assert [json.loads(line)["name"] for line in ran.out.splitlines()] == ["a.png", "b.png"]
-    assert ran.err == ""
+    assert ran.code == 3
+    assert re.fullmatch(r"wnlb run: picture .*c\.png is damaged .*\n", ran.err)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_video_that_drops_keeps_its_speed_and_lines_are_added(
+    wnlb: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        words = ["--video", tmp_path / "o.mp4", "--jsonl", tmp_path / "o.jsonl", "--quiet"]
+        assert wnlb("run", planted_model_path, drive, *words).code == 0
+    last = lines(tmp_path / "o.jsonl")[-1]["frame"]
+    capture = cv2.VideoCapture(str(tmp_path / "o.mp4"))
+    assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (last + 1, 60)
+    assert [line["frame"] for line in lines(tmp_path / "o.jsonl")].count(0) == 2
+
+
+def test_a_full_disk_leaves_no_broken_video(planted_model_path: Path, tmp_path: Path) -> None:
+    source = video(tmp_path / "long.avi", 200, 30)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    words = ["run", planted_model_path, source, "--every-frame", "--quiet", "--video", tmp_path / "o.mp4"]
+    command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
+    ran = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert "could not be written whole" in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["long.avi"]
+
+
+def test_a_file_that_ends_early_is_told(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: Path) -> None:
+    source = video(tmp_path / "long.avi", 300, 30)
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) // 2])
+    ran = wnlb("run", planted_model_path, source, "--every-frame", "--jsonl", "-", "--quiet")
+    assert ran.code == 0
+    if int(cv2.VideoCapture(str(source)).get(cv2.CAP_PROP_FRAME_COUNT)) == 300:
+        assert re.search(r"long ended after \d+ of the 300 frames", ran.err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_closes_everything(planted_model_path: Path, tmp_path: Path, number: int) -> None:
     source = video(tmp_path / "long.avi", 3000, 30)
     words = ["run", planted_model_path, source, "--jsonl", tmp_path / "o.jsonl", "--video", tmp_path / "o.mp4"]
@@ -102,7 +144,8 @@ def test_a_signal_closes_everything(planted_model_path: Path, tmp_path: Path, nu
     assert (process.returncode, err) == (0, "")
     done = int(out.split()[0])
     assert len(lines(tmp_path / "o.jsonl")) == done
-    assert cv2.VideoCapture(str(tmp_path / "o.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == done
+    frames = cv2.VideoCapture(str(tmp_path / "o.mp4")).get(cv2.CAP_PROP_FRAME_COUNT)
+    assert frames == lines(tmp_path / "o.jsonl")[-1]["frame"] + 1
 
 
 class Unplugged:
@@ -164,10 +207,22 @@ def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, drive: Pat
         ([tmp_path / "no.onnx", drive], "expected an .onnx or .engine file"),
         ([planted_model_path, tmp_path / "no.mp4"], "does not exist"),
         ([planted_model_path, drive, "--coco", tmp_path / "no" / "o.json"], "no does not exist"),
-        ([planted_model_path, "0", "--coco", "o.json"], "--coco is for sources with an end, 0 has none; use --jsonl"),
+        (
+            [planted_model_path, "0", "--coco", "o.json"],
+            "--coco is for sources with an end, camera0 has none; use --jsonl",
+        ),
         ([planted_model_path, "rtsp://a/b", "--every-frame"], "--every-frame is for sources with an end"),
-        ([planted_model_path, "csi://0"], "this machine is no Jetson"),
+        ([planted_model_path, "rtsp://me:secret@a/b?password=x", "--every-frame"], "end, a_b has none; leave it out"),
         ([planted_model_path, "63"], "camera 63 cannot be opened"),
+        ([planted_model_path, "9" * 20], "expected an index from 0 to 255"),
+        ([planted_model_path, drive, "--camera", "1280x720"], "a mode can be asked of cameras only"),
+        ([planted_model_path, drive, "--threads", "9" * 11], "0 (one per core) to 1024"),
+        ([planted_model_path, drive, "--video", tmp_path / "o.gif"], "expected .mp4, .mov, .mkv, .avi"),
+        ([planted_model_path, drive, "--jsonl", drive], "is the source, the model or another output"),
+        ([planted_model_path, drive, "--video", drive], "is the source, the model or another output"),
+        ([planted_model_path, drive, "--coco", planted_model_path], "is the source, the model or another output"),
+        ([planted_model_path, drive, "--jsonl", "x", "--coco", "./x"], "is the source, the model or another output"),
+        ([planted_model_path, drive, "--coco", "/dev/null"], "is no file"),
         ([planted_model_path, drive, "--camera", "720p"], "expected WIDTHxHEIGHT"),
         ([planted_model_path, drive, "--threads", "-1"], "threads is -1"),
         ([planted_model_path, drive, "--score-threshold", "2"], "score threshold is 2.0"),

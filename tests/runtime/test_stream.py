@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -213,8 +214,8 @@ def test_a_lost_camera_is_opened_until_it_is_back() -> None:
     captures = [Scripted([numbered(0)]), PictureError("unplugged"), PictureError("still"), Scripted([numbered(1)])]
     broken = Scripted([numbered(2), cv2.error("select() timeout")])
     last = Scripted(numbered(n) for n in range(3, 10**9))
-    with Stream(Answering(), feed(*captures, broken, last)) as stream:  # type: ignore[arg-type]
-        stream.on_change = lost.append
+    source = feed(*captures, broken, last)
+    with Stream(Answering(), source, on_change=lost.append) as stream:  # type: ignore[arg-type]
         for result in stream:
             if number_in(result.pixels) > 2:
                 break
@@ -232,8 +233,8 @@ def test_a_camera_that_never_comes_back_is_shown_and_can_be_left() -> None:
         seen.set()
 
     capture_gate = Gate()
-    stream = Stream(Answering(), feed(Scripted([numbered(0)], capture_gate)))  # type: ignore[arg-type]
-    stream.on_change = told
+    source = feed(Scripted([numbered(0)], capture_gate))
+    stream = Stream(Answering(), source, on_change=told)  # type: ignore[arg-type]
     capture_gate.wait_for_one()
     capture_gate.open()
     capture_gate.wait_for_one()
@@ -247,6 +248,68 @@ def test_a_camera_that_never_comes_back_is_shown_and_can_be_left() -> None:
     assert list(results) == []
     stream.close()
     assert stream.state().state == "ended"
+
+
+def test_a_camera_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its read never returns; another is opened beside it, and what it may say later is not heard."""
+    monkeypatch.setattr("wnlb.runtime.stream.STALLED", 0.05)
+    gate, lost = Gate(), list[str]()
+    hanging = Scripted([numbered(0), numbered(99)], gate)
+    healthy = Scripted(numbered(n) for n in range(1, 50))
+    with Stream(Answering(), feed(hanging, healthy), on_change=lost.append) as stream:  # type: ignore[arg-type]
+        gate.wait_for_one()
+        gate.open()
+        results = iter(stream)
+        assert number_in(next(results).pixels) == 0
+        gate.wait_for_one()  # hangs
+        assert number_in(next(results).pixels) >= 1
+        gate.open()  # gives frame 99 now
+        until(lambda: hanging.released)
+    assert re.fullmatch(r"camera gave nothing for \d+ s; opening it again", lost[0])
+    assert "camera is back" in lost
+
+
+def test_waits_grow_while_no_frame_comes_and_the_loss_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It opens, and gives nothing: no reason to begin anew."""
+    waits: list[float] = []
+    monkeypatch.setattr("wnlb.runtime.stream.BACK_OFF", (0.001, 0.002, 0.004))
+    lost: list[str] = []
+    source = feed(Scripted([numbered(0)]), *(Scripted([]) for _ in range(5)), Scripted([numbered(1)] * 10**6))
+    stream = Stream(Answering(), source, on_change=lost.append)  # type: ignore[arg-type]
+    wait = stream._stop.wait
+    monkeypatch.setattr(stream._stop, "wait", lambda seconds: waits.append(seconds) or wait(seconds))
+    with stream:
+        until(lambda: "camera is back" in lost)
+    assert [line for line in lost if "opening" in line][:1] == lost[:1]
+    assert lost[1] == "camera is back"
+    assert [seconds for seconds in waits if seconds < 0.01][-4:] == [0.004] * 4
+
+
+def test_closing_waits_for_the_inference() -> None:
+    """The predictor may be closed after it."""
+    gate, closed = Gate(), []
+    stream = Stream(Answering(gate), feed(Scripted([numbered(0)]), live=False))  # type: ignore[arg-type]
+    gate.wait_for_one()
+    closing = threading.Thread(target=lambda: (stream.close(), closed.append(True)))
+    closing.start()
+    until(lambda: stream.stopped)
+    assert not closed
+    gate.open()
+    closing.join(WAIT)
+    assert closed
+    assert stream.state().done == 0  # nobody took it
+
+
+def test_while_nothing_comes_there_is_none() -> None:
+    gate = Gate()
+    with Stream(Answering(), feed(Scripted([numbered(0)], gate), live=False)) as stream:  # type: ignore[arg-type]
+        results = stream.results(idle_s=0.001)
+        assert next(results) is None
+        gate.wait_for_one()
+        gate.open()
+        gate.wait_for_one()
+        gate.open()
+        assert [result.number for result in results if result is not None] == [0]
 
 
 def test_odd_frames_are_left_out_and_counted() -> None:

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "tests" / "data" / "tensorrt_api.json").read_text())
 VERSIONS = sorted(RECORDED)
-FILES = [ROOT / "runtime" / f"{name}.py" for name in ("build", "tensorrt_backend", "tensorrt_library")]
+PARTS = ("build", "build_progress", "engine_layers", "tensorrt_backend", "tensorrt_library", "timing_cache")
+FILES = [ROOT / "runtime" / f"{name}.py" for name in PARTS]
 FILES.append(ROOT / "plugins" / "library.py")
 # How variables that hold TensorRT's objects are called in our code.
 OBJECTS = {
@@ -25,6 +26,10 @@ OBJECTS = {
     "_context": "IExecutionContext",
     "runtime": "Runtime",
     "layer": "ILayer",
+    "inspector": "EngineInspector",
+    "cache": "ITimingCache",
+    "problem": "ParserError",
+    "registry": "IPluginRegistry",
 }
 # Looked for with hasattr, or for TensorRT-RTX alone.
 ELSEWHERE = {
@@ -83,6 +88,10 @@ def test_the_names_are_found() -> None:
         "DataType.UINT8",
         "ILogger.WARNING",
         "ICudaEngine.create_engine_inspector",
+        "EngineInspector.get_engine_information",
+        "ITimingCache.serialize",
+        "ParserError.node_operator",
+        "IPluginRegistry.load_library",
     } <= names()
     assert not has("10.3.0", "IBuilderConfig.set_nothing")
     assert not has("11.4.0.106", "IBuilderConfig.int8_calibrator")  # gone in 11
@@ -92,6 +101,10 @@ def test_the_names_are_found() -> None:
 def test_every_name_is_there(version: str) -> None:
     wanted = {name for name in names() if name not in ELSEWHERE and name.partition(".")[0] not in ELSEWHERE}
     assert {name for name in wanted if not has(version, name)} == set()
+
+
+def test_the_plugin_override_is_where_the_rules_want_it() -> None:
+    assert has("11.4.0.106", "OnnxParserFlag.ENABLE_PLUGIN_OVERRIDE")
 
 
 def test_the_exceptions_are_still_used() -> None:

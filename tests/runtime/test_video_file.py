@@ -42,10 +42,20 @@ def test_without_frames_there_is_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("name", "message"), [("no/night.mp4", "does not exist"), ("night.what", "cannot be written")])
-def test_what_cannot_be_written(tmp_path, name, message):
-    video = VideoFile(tmp_path / name, 10)
-    with pytest.raises(WnlbError, match=message):
+def test_what_cannot_be_written(tmp_path):
+    video = VideoFile(tmp_path / "no" / "night.mp4", 10)
+    with pytest.raises(WnlbError, match="does not exist"):
         video.write(np.zeros((48, 64, 3), np.uint8))
     video.close()
+    for name in ("night.png", "night.gif", "night"):
+        with pytest.raises(WnlbError, match=r"expected \.mp4, \.mov, \.mkv, \.avi"):
+            VideoFile(tmp_path / name, 10)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("stated", "written"), [(90000, 240), (float("nan"), 25), (0.001, 1), (29.97, 29.97)])
+def test_speeds_of_broken_containers(tmp_path, stated, written):
+    video = VideoFile(tmp_path / "night.mp4", stated)
+    video.write(np.zeros((48, 64, 3), np.uint8))
+    video.close()
+    assert cv2.VideoCapture(str(tmp_path / "night.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(written, rel=0.01)
