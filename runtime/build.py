@@ -16,6 +16,7 @@ from wnlb.runtime.engine_layers import layers_of_engine, layers_of_network
 from wnlb.runtime.engine_manifest import Manifest, manifest_path
 from wnlb.runtime.errors import GraphError, MissingDependency, WnlbError
 from wnlb.runtime.files import atomic_path, sha256_of
+from wnlb.runtime.machine import nvidia_driver
 from wnlb.runtime.onnx_file import contract_of, described, read_onnx
 from wnlb.runtime.tensorrt_library import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
 from wnlb.runtime.timing_cache import Timings
@@ -98,6 +99,7 @@ def build_engine(
             version=library.version,
             gpu=gpu.name if gpu else "",
             compute_capability=gpu.compute_capability if gpu and not library.is_rtx else "",
+            driver=nvidia_driver() if gpu else "",
             cuda=gpu.cuda if gpu else "",
             attention="plugin" if plugin else "standard",
             plugin_sha256=plugin.sha256 if plugin else "",

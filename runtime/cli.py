@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Read when OpenCV is loaded: its own lines about a bad file would stand around our one.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # of fonts that OpenCV's window lacks
     chosen = next((word for word in argv if word in COMMANDS), None)
     parser = Parser(
         prog="wnlb",

@@ -19,6 +19,7 @@ from wnlb.runtime.machine import (
     fastest_power_mode,
     jetpack_release,
     jetson_model,
+    nvidia_driver,
     power_mode,
     processor,
 )
@@ -110,7 +111,8 @@ def _jetson() -> Iterator[Finding]:
 def _gpu() -> tuple[str, str, str]:
     gpu = find_gpu()
     memory = f"{human_bytes(gpu.memory)}{' shared with the CPU' if gpu.integrated else ''}"
-    return "yes", f"{gpu.name}, SM {gpu.compute_capability}, {memory}, driver for CUDA {gpu.cuda}", ""
+    driver = f"driver {nvidia_driver()} for CUDA {gpu.cuda}".replace("  ", " ")
+    return "yes", f"{gpu.name}, SM {gpu.compute_capability}, {memory}, {driver}", ""
 
 
 def _cuda() -> tuple[str, str, str]:

@@ -38,7 +38,8 @@ class Manifest:
     version: str  # of the library; an engine fits no other
     gpu: str  # "" where none was at hand
     compute_capability: str  # of that GPU, "8.7"; "" for an engine that several GPUs can run
-    cuda: str  # newest CUDA version of the driver
+    driver: str  # version of NVIDIA's driver, "560.35.03"; "" where it does not tell
+    cuda: str  # newest CUDA version that it takes
     attention: str  # standard or plugin
     plugin_sha256: str  # of the plugin library, where there is one
     options: dict[str, Any]  # of the build

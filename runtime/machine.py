@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
 
@@ -48,6 +49,12 @@ def clocks_are_fixed() -> bool | None:
         if low and high:
             return low == high
     return None
+
+
+def nvidia_driver() -> str:
+    """Version of the NVIDIA driver, ``"560.35.03"``; "" where there is none or it does not tell."""
+    found = re.search(r"Module.*?(\d+(\.\d+)+)", _text("/proc/driver/nvidia/version"))
+    return found[1] if found else ""
 
 
 def processor() -> str:

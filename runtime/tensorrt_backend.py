@@ -53,7 +53,7 @@ class TensorRtBackend:
         self._cuda: Cuda | None = open_cuda()
         try:
             with self._current():
-                self._engine = self._open(path, manifest, trust)
+                self._engine = self._open(path, manifest)
                 self._context = self._engine.create_execution_context()
                 if self._context is None:
                     raise WnlbError(f"{self._library.title} cannot run engine {path}: {last_error(self._logger)}")
@@ -124,7 +124,7 @@ class TensorRtBackend:
         finally:
             cuda.deactivate()
 
-    def _open(self, path: Path, manifest: Manifest | None, trust: Path | None) -> Any:
+    def _open(self, path: Path, manifest: Manifest | None) -> Any:
         """Deserialise the engine with the library of its manifest; without one, with the first that takes it."""
         data = _read(path)
         refusals = []
@@ -133,7 +133,7 @@ class TensorRtBackend:
                 library = load_tensorrt(name)
                 if manifest:
                     _check_fit(path, manifest, library, self._gpu)
-                _load_plugin(library, manifest, trust)
+                _load_plugin(library, manifest, self.contract)
             except WnlbError as error:
                 if manifest:
                     raise
@@ -229,19 +229,15 @@ def _check_fit(path: Path, manifest: Manifest, library: TensorRt, gpu: Gpu) -> N
         )
 
 
-def _load_plugin(library: TensorRt, manifest: Manifest | None, trust: Path | None) -> None:
+def _load_plugin(library: TensorRt, manifest: Manifest | None, contract: Contract) -> None:
     """The plugin library that the engine was built with; any, for a trusted engine whose ONNX file has its nodes."""
     from wnlb.plugins.library import load
 
     if manifest and manifest.plugin_sha256:
         load(sha256=manifest.plugin_sha256, tensorrt=library.trt)
-    elif trust and library.takes_plugins:
-        from wnlb.export.fuse import PLUGIN_OP
-        from wnlb.runtime.onnx_file import read_onnx
-
-        if any(node.op_type == PLUGIN_OP for node in read_onnx(trust).graph.node):
-            with contextlib.suppress(MissingDependency):  # it may have been built through the function bodies
-                load(tensorrt=library.trt)
+    elif not manifest and library.takes_plugins and any("plugin" in form for form in contract.attention.values()):
+        with contextlib.suppress(MissingDependency):  # it may have been built through the function bodies
+            load(tensorrt=library.trt)
 
 
 def _read(path: Path) -> bytes:

@@ -1,9 +1,11 @@
-"""A small real model, exported once per test process; contracts."""
+"""A small real model, exported once in a run; contracts."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,24 @@ from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import Contract
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no worker is left alone with them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/test_readme.py", "tests/test_sample.py")))
+
+
 @pytest.fixture(scope="session")
-def small_checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "small.safetensors"
-    save_checkpoint(small_model(), small_config(), path)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One for all workers of a run."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder if worker_id == "master" else folder.parent
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint_path(shared_folder: Path) -> Path:
+    path = shared_folder / "small.safetensors"
+    with made_once(path):
+        if not path.exists():
+            save_checkpoint(small_model(), small_config(), path)
     return path
 
 
@@ -31,9 +47,19 @@ def small_checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_model_path(small_checkpoint_path: Path) -> Path:
     """64 x 96 input, LIS's classes, many nonsense detections."""
     path = small_checkpoint_path.with_name("small.onnx")
-    model, config = load_checkpoint(small_checkpoint_path)
-    export_onnx(model, path, ExportOptions(64, 96), class_names=config.class_names)
+    with made_once(path):
+        if not path.exists():
+            model, config = load_checkpoint(small_checkpoint_path)
+            export_onnx(model, path, ExportOptions(64, 96), class_names=config.class_names)
     return path
+
+
+@contextlib.contextmanager
+def made_once(path: Path) -> Iterator[None]:
+    """While one worker is inside, the others wait."""
+    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -281,13 +282,14 @@ def test_no_contract_and_a_missing_range(tmp_path: Path, small_model_path: Path)
 
 def test_pictures_are_prepared_as_for_detection(small_model_path: Path, tmp_path: Path) -> None:
     """The Predictor's geometry: padding in the mean colour, the same pixels as the model gets at run time."""
-    from wnlb.calibration.convert_command import _inputs
+    from wnlb.calibration.convert_job import Job
     from wnlb.calibration.selection import select_pictures
     from wnlb.runtime.predictor import geometry_of
 
     picture = np.random.default_rng(0).integers(0, 60, (50, 50, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     converter = Converter(small_model_path)
-    (image,) = list(_inputs(converter, select_pictures(str(tmp_path / "a.png"))))
+    selection = select_pictures(str(tmp_path / "a.png"))
+    (image,) = list(Job(argparse.Namespace(json=True), converter, selection, tmp_path).inputs())
     np.testing.assert_array_equal(image[0], geometry_of(converter.contract).prepare(picture)[0])
     assert tuple(image[0, 0, -1]) == converter.contract.pad_rgb

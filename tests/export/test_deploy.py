@@ -1,4 +1,6 @@
+import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,9 +59,14 @@ def assert_same(model: MaskRCNN, options: ExportOptions, least: int = 1) -> Arra
     return ours
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("placement", PLACEMENTS)
-@pytest.mark.parametrize("mode", MODES)
+def combinations() -> Iterator[Any]:
+    """All of both kinds of backbone; of their longer forms one, and the others in slow runs."""
+    for mode, placement, backbone in itertools.product(MODES, PLACEMENTS, BACKBONES):
+        usual = backbone in ("resnet18", "resnet50") or (mode, placement) == ("embedded", "inline")
+        yield pytest.param(mode, placement, backbone, marks=[] if usual else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("mode", "placement", "backbone"), combinations())
 def test_every_mode_placement_and_backbone(mode: str, placement: str, backbone: str) -> None:
     model = small_model(mode=mode, placement=placement, backbone=backbone)
     assert_same(model, ExportOptions(64, 96, post_nms_top_n=100, attention_memory=2**20))

@@ -26,12 +26,12 @@ from wnlb.runtime.errors import GraphError, VerificationError, WnlbError
 # Every mode, placement and backbone, batch 2, chunked attention, no masks, no blocks, each in one file at least.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "embedded inline resnet18": ({}, {"attention_memory": 2**20, "height": 192}),
-    "gaussian lateral resnet34, plugin": (
-        {"mode": "gaussian", "placement": "lateral", "backbone": "resnet34"},
+    "gaussian lateral, plugin": (
+        {"mode": "gaussian", "placement": "lateral"},
         {"attention": "plugin"},
     ),
     "dot fpn resnet50, batch 2": ({"mode": "dot", "placement": "fpn", "backbone": "resnet50"}, {"batch": 2}),
-    "concatenate inline resnet101": ({"mode": "concatenate", "backbone": "resnet101"}, {"width": 64}),
+    "concatenate inline": ({"mode": "concatenate"}, {"width": 64}),
     "unweighted, plugin at two levels, no masks": (
         {"weighted": False},
         {"masks": "none", "width": 160, "attention": "c2=plugin,c5=plugin"},

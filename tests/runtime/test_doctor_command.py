@@ -73,6 +73,16 @@ def test_a_jetson(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert machine.power_mode() == "mode 9"
 
 
+def test_the_drivers_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, version in (
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023\nGCC", "535.129.03"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build", "540.4.0"),
+        ("", ""),
+    ):
+        monkeypatch.setattr(machine, "_text", lambda path, text=text: text)
+        assert machine.nvidia_driver() == version
+
+
 def test_no_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "_text", lambda path: "")
     assert (machine.jetson_model(), machine.jetpack_release(), machine.power_mode()) == ("", "", "")

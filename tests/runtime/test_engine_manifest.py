@@ -27,6 +27,7 @@ def manifest(**entries: object) -> Manifest:
         "version": "10.3.0",
         "gpu": "Orin",
         "compute_capability": "8.7",
+        "driver": "540.4.0",
         "cuda": "12.6",
         "attention": "standard",
         "plugin_sha256": "",
