@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +99,7 @@ def open_feed(source: str, mode: CameraMode | None = None) -> Feed:
         names = tuple(pictures.paths)
         return Feed(path.stem, lambda: _Pictures(pictures), live=False, frames=len(names), picture_names=names)
     opened.release()
-    # A decoder of the Jetson's own would not find the end of every file: files are read by OpenCV's own.
-    return Feed(path.stem, lambda: _opened(source, source), live=False, fps=opened.fps, frames=len(opened))
+    return Feed(path.stem, lambda: _video(path, hardware), live=False, fps=opened.fps, frames=len(opened))
 
 
 def csi_pipeline(sensor: int, mode: CameraMode) -> str:
@@ -110,9 +110,19 @@ def csi_pipeline(sensor: int, mode: CameraMode) -> str:
 
 def rtsp_pipeline(url: str) -> str:
     """GStreamer's pipeline for a network camera, H.264 or H.265, decoded by a Jetson's hardware."""
-    quoted = url.replace("\\", "\\\\").replace('"', '\\"')
-    source = f'rtspsrc location="{quoted}" latency=100 ! application/x-rtp,media=video'
+    source = f"rtspsrc location={_quoted(url)} latency=100 ! application/x-rtp,media=video"
     return f"{source} ! parsebin ! nvv4l2decoder ! {_FROM_NVMM}"
+
+
+def file_pipeline(path: Path) -> str:
+    """GStreamer's pipeline for a video file, decoded by a Jetson's hardware; every frame, as fast as it is read."""
+    source = f"filesrc location={_quoted(str(path))} ! parsebin ! nvv4l2decoder ! {_FROM_NVMM}"
+    return source.replace("drop=true max-buffers=1", "drop=false max-buffers=4")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 _FROM_NVMM = (
@@ -158,6 +168,14 @@ class _Pictures:
 
     def release(self) -> None:
         pass
+
+
+def _video(path: Path, hardware: bool) -> Capture:
+    """By the hardware where it can, else by OpenCV's own decoders."""
+    if hardware:
+        with contextlib.suppress(PictureError):
+            return _opened(str(path), file_pipeline(path), cv2.CAP_GSTREAMER)
+    return _opened(str(path), str(path))
 
 
 def _camera(index: str | int, mode: CameraMode) -> Capture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 
 from wnlb.runtime import feed as feeds
 from wnlb.runtime.errors import PictureError, WnlbError
-from wnlb.runtime.feed import CameraMode, as_bgr, csi_pipeline, open_feed, rtsp_pipeline
+from wnlb.runtime.feed import CameraMode, as_bgr, csi_pipeline, file_pipeline, open_feed, rtsp_pipeline
 
 
 class Camera:
@@ -99,13 +100,27 @@ def test_network_cameras_have_a_limit_to_answer_and_keep_their_password(camera: 
     assert camera.made[-1].released
 
 
-def test_a_jetson_decodes_in_hardware(camera: type[Camera], jetson: None) -> None:
+def test_a_jetson_decodes_in_hardware(
+    camera: type[Camera], jetson: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_feed("rtsp://camera/night").open()
     assert (camera.made[0].where, camera.made[0].api) == (rtsp_pipeline("rtsp://camera/night"), cv2.CAP_GSTREAMER)
     feed = open_feed("csi://1", CameraMode(1280, 720, 60))
     feed.open()
     assert (feed.name, feed.live) == ("csi1", True)
     assert camera.made[1].where == csi_pipeline(1, CameraMode(1280, 720, 60))
+    drive = tmp_path / 'dr"ive.mp4'
+    drive.write_bytes(b"")
+    monkeypatch.setattr(feeds, "open_source", lambda source: SimpleNamespace(release=int, fps=9, __len__=int))
+    monkeypatch.setattr(feeds, "len", lambda opened: 7, raising=False)
+    feed = open_feed(str(drive))
+    feed.open()
+    assert (feed.live, feed.fps, feed.frames) == (False, 9, 7)
+    assert (camera.made[2].where, camera.made[2].api) == (file_pipeline(drive), cv2.CAP_GSTREAMER)
+    camera.opens = False  # a codec that the hardware lacks: OpenCV's own are tried
+    with pytest.raises(PictureError):
+        feed.open()
+    assert camera.made[-1].where == str(drive)
     with pytest.raises(PictureError, match="the number of a sensor"):
         open_feed("csi://front")
 
@@ -120,6 +135,9 @@ def test_pipelines() -> None:
         r'rtspsrc location="rtsp://a/b\"c\\d" latency=100 ! application/x-rtp,media=video ! parsebin'
     )
     assert "nvv4l2decoder" in rtsp
+    file = file_pipeline(Path('/a b/"c".mp4'))
+    assert file.startswith(r'filesrc location="/a b/\"c\".mp4" ! parsebin ! nvv4l2decoder ! nvvidconv')
+    assert file.endswith("appsink drop=false max-buffers=4 sync=false")
     for pipeline in (csi, rtsp):
         assert pipeline.endswith("video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false")
 
