@@ -27,34 +27,14 @@ class OnnxRuntimeBackend:
     takes_device_arrays = False
 
     def __init__(self, path: Path | str, *, device: str = "auto", threads: int = 0) -> None:
-        if device not in DEVICES:
-            raise WnlbError(f"device is {device!r}; expected {', '.join(DEVICES)}")
-        if not 0 <= threads <= MOST_THREADS:
-            raise WnlbError(f"threads is {threads}; expected 0 (one per core) to {MOST_THREADS}")
-        ort = _import_onnxruntime()
-        has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
-        if device == "cuda" and not has_cuda:
-            raise WnlbError("this ONNX Runtime has no CUDA provider; install wnlb-deploy[gpu] instead of [cpu]")
-        providers = ["CPUExecutionProvider"]
-        if has_cuda and device != "cpu":
-            providers.insert(0, "CUDAExecutionProvider")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads
-        try:
-            session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=_HARMFUL)
-        except Exception as error:  # its exception types are not public
-            reason = str(error).strip().splitlines()[0]
-            raise WnlbError(f"model {path} cannot be opened by ONNX Runtime: {reason}") from error
+        session = open_session(path, device=device, threads=threads)
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         if text is None:
             raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
-        on_cuda = session.get_providers()[0] == "CUDAExecutionProvider"
-        if device == "cuda" and not on_cuda:
-            raise WnlbError("ONNX Runtime's CUDA provider does not start; its CUDA and cuDNN must be installed")
         self.contract = Contract.from_json(text)
+        on_cuda = session.get_providers()[0] == "CUDAExecutionProvider"
         where = "CUDA" if on_cuda else f"CPU, {threads or 'all'} threads"
-        self.description = f"ONNX Runtime {ort.__version__}, {where}"
+        self.description = f"ONNX Runtime {_import_onnxruntime().__version__}, {where}"
         self._session: Any = session
         self._outputs = [value.name for value in session.get_outputs()]
         if self._outputs != list(self.contract.output_shapes):
@@ -71,6 +51,41 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         self._session = None
+
+
+def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, profile_prefix: str = "") -> Any:
+    """An ``onnxruntime.InferenceSession`` of any ONNX file; see ``OnnxRuntimeBackend`` for the arguments.
+
+    Args:
+        profile_prefix: of the file that the session's profile is written to; "" for no profile.
+
+    Raises:
+        WnlbError: the file cannot be opened, or not on that device.
+    """
+    if device not in DEVICES:
+        raise WnlbError(f"device is {device!r}; expected {', '.join(DEVICES)}")
+    if not 0 <= threads <= MOST_THREADS:
+        raise WnlbError(f"threads is {threads}; expected 0 (one per core) to {MOST_THREADS}")
+    ort = _import_onnxruntime()
+    has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
+    if device == "cuda" and not has_cuda:
+        raise WnlbError("this ONNX Runtime has no CUDA provider; install wnlb-deploy[gpu] instead of [cpu]")
+    providers = ["CPUExecutionProvider"]
+    if has_cuda and device != "cpu":
+        providers.insert(0, "CUDAExecutionProvider")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    if profile_prefix:
+        options.enable_profiling, options.profile_file_prefix = True, profile_prefix
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=_HARMFUL)
+    except Exception as error:  # its exception types are not public
+        reason = str(error).strip().splitlines()[0]
+        raise WnlbError(f"model {path} cannot be opened by ONNX Runtime: {reason}") from error
+    if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise WnlbError("ONNX Runtime's CUDA provider does not start; its CUDA and cuDNN must be installed")
+    return session
 
 
 def _import_onnxruntime() -> Any:

@@ -19,7 +19,19 @@ from wnlb.calibration.shapes import CLASSES
 from wnlb.export.verify import dark_scene
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("export", "predict", "scenes", "darken", "convert", "evaluate", "compare", "build", "inspect", "run")
+ORDER = (
+    "export",
+    "predict",
+    "scenes",
+    "darken",
+    "convert",
+    "evaluate",
+    "compare",
+    "build",
+    "inspect",
+    "run",
+    "profile",
+)
 PAGES = ("README.md", "export/README.md", "runtime/README.md", "calibration/README.md")
 
 
@@ -62,6 +74,8 @@ def test_commands_run_as_they_stand(folder: Path) -> None:
         if words[1] == "scenes":
             words += ["--count", "4", "--size", "64x96"]
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
+        if words[1] == "profile":
+            words += ["--duration", "0.1"]
         if "int8" in words:
             words += ["--count", "2", "--trial-pictures", "1", "--method", "max"]
         shutil.rmtree(folder / "out", ignore_errors=True)

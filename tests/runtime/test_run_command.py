@@ -164,7 +164,7 @@ class Unplugged:
         if self._left < 0 and self.opened > 3 and not self.pressed:
             type(self).pressed = self.drawn.wait(20)
             os.kill(os.getpid(), signal.SIGINT)
-        return self._left >= 0, np.full((32 + self.opened, 48, 3), 255, np.uint8)
+        return self._left >= 0, np.full((32 + 2 * self.opened, 48, 3), 255, np.uint8)
 
     def release(self) -> None:
         pass
@@ -187,7 +187,7 @@ def test_an_unplugged_camera_is_told_and_comes_back(
     assert "wnlb run: camera0 gives no more frames; opening it again\n" in printed.err
     assert "wnlb run: camera0 is back\n" in printed.err
     assert re.search(r"reconnected \d+ times?", printed.out)
-    assert cv2.VideoCapture(str(tmp_path / "o.mp4")).get(cv2.CAP_PROP_FRAME_HEIGHT) > 32
+    assert cv2.VideoCapture(str(tmp_path / "o.mp4")).get(cv2.CAP_PROP_FRAME_HEIGHT) > 33
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -274,15 +274,18 @@ def test_waits_grow_while_no_frame_comes_and_the_loss_is_told_once(monkeypatch: 
     waits: list[float] = []
     monkeypatch.setattr("wnlb.runtime.stream.BACK_OFF", (0.001, 0.002, 0.004))
     lost: list[str] = []
-    source = feed(Scripted([numbered(0)]), *(Scripted([]) for _ in range(5)), Scripted([numbered(1)] * 10**6))
+    gate = Gate()
+    first = Scripted([numbered(0)], gate)
+    source = feed(first, *(Scripted([]) for _ in range(5)), Scripted(numbered(n) for n in itertools.count()))
     stream = Stream(Answering(), source, on_change=lost.append)  # type: ignore[arg-type]
     wait = stream._stop.wait
     monkeypatch.setattr(stream._stop, "wait", lambda seconds: waits.append(seconds) or wait(seconds))
     with stream:
-        until(lambda: "camera is back" in lost)
-    assert [line for line in lost if "opening" in line][:1] == lost[:1]
-    assert lost[1] == "camera is back"
-    assert [seconds for seconds in waits if seconds < 0.01][-4:] == [0.004] * 4
+        gate.open()  # a frame
+        gate.open()  # and no more
+        until(lambda: len(lost) == 2)
+    assert lost == ["camera gives no more frames; opening it again", "camera is back"]
+    assert [seconds for seconds in waits if seconds < 0.01] == [0.001, 0.002, 0.004, 0.004, 0.004, 0.004]
 
 
 def test_closing_waits_for_the_inference() -> None:

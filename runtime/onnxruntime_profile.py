@@ -1,0 +1,43 @@
+"""Where the time of a model goes in ONNX Runtime, by its own profiler."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from wnlb.runtime.contract import Contract
+from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.onnxruntime_backend import open_session
+from wnlb.runtime.stages import stage_times
+
+WARM_UP = 2
+
+
+def stages_in_onnxruntime(path: Path, image: object, contract: Contract, threads: int, runs: int) -> dict[str, float]:
+    """Milliseconds of one run by stage, the mean of ``runs``; in a session of its own, for the profiler costs time.
+
+    Args:
+        image: the model's input.
+
+    Raises:
+        WnlbError: the model cannot be opened or run.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        session = open_session(path, device="cpu", threads=threads, profile_prefix=str(Path(folder) / "profile"))
+        for _ in range(WARM_UP + runs):
+            session.run(None, {contract.input_name: image})
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text())
+        except (OSError, ValueError) as error:
+            raise WnlbError(f"ONNX Runtime's profile of {path} cannot be read: {error}") from error
+    return {stage: ms / runs for stage, ms in stage_times(kernel_times(events, WARM_UP)).items()}
+
+
+def kernel_times(events: list[dict], skipped: int) -> list[tuple[str, float]]:
+    """Node names and milliseconds of a profile's kernels, in the order of time, without the first ``skipped`` runs."""
+    ends = sorted(e["ts"] + e["dur"] for e in events if e.get("name") == "model_run")
+    start = ends[skipped - 1] if skipped and len(ends) >= skipped else 0
+    kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["ts"] >= start]
+    kernels.sort(key=lambda event: event["ts"])
+    return [(event["name"].removesuffix("_kernel_time"), event["dur"] / 1e3) for event in kernels]
