@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import socket
 import sys
 import threading
@@ -54,7 +55,7 @@ class LivePage:
         self._detections = Detections.none(0, 0)
         self._encoded = (0, b"", "")
         self._number, self.closed = 0, False
-        self._asked = 0.0
+        self._asked = -math.inf  # never
         handler = type("Handler", (_Handler,), {"page": self})
         try:
             self._server = (_Server6 if ":" in host else _Server)((host, port), handler)

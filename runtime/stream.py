@@ -210,7 +210,7 @@ class Stream:
         """Give a capture up that does not return: a driver or network that hangs says nothing."""
         while not self._stop.wait(min(STALLED / 4, 1)):
             silent = time.perf_counter() - self._counts.last_frame
-            if self._counts.state == "running" and silent > STALLED:
+            if self._counts.state in ("starting", "running") and silent > STALLED:
                 self._generation += 1
                 self._lost(f"{self.feed.name} gave nothing for {silent:.0f} s")
                 self._capturing = self._started(self._capture, None, self._generation)
@@ -304,8 +304,9 @@ class _Slot(Generic[_Item]):
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._item is None or self._stop.is_set())
-            if self._item is not None:
-                self.dropped += 1
+            if self._stop.is_set():
+                return
+            self.dropped += self._item is not None
             self._item = item
             self._changed.notify_all()
 

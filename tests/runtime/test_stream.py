@@ -269,6 +269,15 @@ def test_a_camera_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "camera is back" in lost
 
 
+def test_a_camera_that_hangs_from_the_beginning_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wnlb.runtime.stream.STALLED", 0.05)
+    gate = Gate()
+    hanging, healthy = Scripted([numbered(0)], gate), Scripted(numbered(n) for n in range(1, 50))
+    with Stream(Answering(), feed(hanging, healthy)) as stream:  # type: ignore[arg-type]
+        assert number_in(next(iter(stream)).pixels) >= 1
+        gate.open()
+
+
 def test_waits_grow_while_no_frame_comes_and_the_loss_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It opens, and gives nothing: no reason to begin anew."""
     waits: list[float] = []
