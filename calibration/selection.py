@@ -168,7 +168,7 @@ def measure(name: str, picture_bgr: NDArray[np.uint8]) -> PictureStatistics:
     The noise is Immerkaer's estimate ("Fast noise variance estimation", 1996): the mean magnitude of a mask that edges
     and gradients cancel in.
     """
-    grey = cv2.cvtColor(picture_bgr, cv2.COLOR_BGR2GRAY)
+    grey = np.asarray(cv2.cvtColor(picture_bgr, cv2.COLOR_BGR2GRAY), np.uint8)
     inner = cv2.filter2D(grey.astype(np.float32), -1, _LAPLACE)[1:-1, 1:-1]
     noise = float(np.sqrt(np.pi / 2) / 6 * np.abs(inner).mean()) if inner.size else 0.0
     low, high = np.percentile(grey, (5, 95))

@@ -17,8 +17,12 @@ class Backend(Protocol):
     """One opened model file. ``contract`` says what goes in and comes out."""
 
     contract: Contract
-    description: str  # e.g. "ONNX Runtime 1.23.2, CPU, 2 threads"
     takes_device_arrays: bool  # whether inputs may lie on the GPU (``__cuda_array_interface__``)
+
+    @property
+    def description(self) -> str:
+        """``"ONNX Runtime 1.23.2, CPU, 2 threads"``."""
+        ...
 
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         """Arrays by input name, of exactly the contract's shapes and types, to NumPy arrays by output name.

@@ -39,7 +39,7 @@ class Row:
             return
         self.samples_ms = [round(time, 3) for time in samples.of("total")]
         self.parts = {part: Statistics.of(samples.of(part)) for part in PARTS if samples.of(part)}
-        self.warnings = warnings_of(samples.of("total"))
+        self.warnings += warnings_of(samples.of("total"))
 
     @property
     def frames_per_second(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import time
@@ -13,17 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.contract import METADATA_KEY
+from wnlb.runtime.engine_manifest import read_manifest
+from wnlb.runtime.errors import ContractError, WnlbError
 from wnlb.runtime.measure import Times
+from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.onnxruntime_profile import stages_in_onnxruntime
 from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.tensorrt_engine import TensorRtEngine
 
 
 class Worker:
     """Opens the model when it is made; see ``wnlb.runtime.measure.Subject``.
 
-    ``facts`` are the backend's description, the contract, ``start_up_ms`` (opening the model) and ``first_ms`` (the
-    first frame).
+    A model of ours runs on the frames, with preparation and masks; another on zeros, bare.
+
+    ``facts`` are the backend's description, the contract (None for a model that is not ours), ``start_up_ms`` (opening
+    the model) and ``first_ms`` (the first frame).
 
     Raises:
         WnlbError: the model cannot be opened or run.
@@ -89,29 +96,66 @@ class _Runner:
 
     def __init__(self, model: Path, frames: list[NDArray[np.uint8]], device: str, threads: int) -> None:
         started = time.perf_counter()
-        self._predictor = Predictor(model, device=device, threads=threads)
+        self._subject = _opened(model, frames, device, threads)
         start_up_ms = 1e3 * (time.perf_counter() - started)
-        self._model, self._threads, self._next = model, threads, 0
-        size = self._predictor.contract.batch
-        self._batches = [[frames[(i + j) % len(frames)] for j in range(size)] for i in range(len(frames))]
         (first,) = self.run(1)
         self.facts = {
-            "backend": self._predictor.backend.description,
+            "backend": self._subject.description,
             "start_up_ms": start_up_ms,
             "first_ms": first["total"],
-            "contract": json.loads(self._predictor.contract.to_json()),
+            "contract": self._subject.contract,
         }
 
     def run(self, count: int) -> list[Times]:
         found = []
         for _ in range(count):
-            batch = self._batches[self._next % len(self._batches)]
-            self._next += 1
             started = time.perf_counter()
-            self._predictor.predict_batch(batch)
-            total = 1e3 * (time.perf_counter() - started)
-            found.append({**self._predictor.times_ms, "total": total})
+            parts = self._subject.run()
+            found.append({**parts, "total": 1e3 * (time.perf_counter() - started)})
         return found
+
+    def stages(self, runs: int) -> dict[str, float]:
+        return self._subject.stages(runs)
+
+    def peak(self, _: int) -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+        return 0
+
+
+def _opened(model: Path, frames: list[NDArray[np.uint8]], device: str, threads: int) -> Any:
+    """Whole frames for a model of ours, bare inference for another."""
+    try:
+        return _Frames(model, frames, device, threads)
+    except ContractError:
+        if model.suffix == ".engine" and not read_manifest(model).contract:
+            return _BareEngine(model)
+        if model.suffix == ".onnx":
+            session = open_session(model, device=device, threads=threads)
+            if METADATA_KEY not in session.get_modelmeta().custom_metadata_map:
+                return _BareOnnx(model, session)
+        raise
+
+
+class _Frames:
+    """A model of ours, on frames in turns."""
+
+    def __init__(self, model: Path, frames: list[NDArray[np.uint8]], device: str, threads: int) -> None:
+        self._predictor = Predictor(model, device=device, threads=threads)
+        self._model, self._threads = model, threads
+        size = self._predictor.contract.batch
+        self._batches = [[frames[(i + j) % len(frames)] for j in range(size)] for i in range(len(frames))]
+        self._turns = itertools.cycle(self._batches)
+        self.contract = json.loads(self._predictor.contract.to_json())
+
+    @property
+    def description(self) -> str:
+        return self._predictor.backend.description
+
+    def run(self) -> Times:
+        self._predictor.predict_batch(next(self._turns))
+        return self._predictor.times_ms
 
     def stages(self, runs: int) -> dict[str, float]:
         if self._model.suffix != ".onnx":
@@ -122,11 +166,55 @@ class _Runner:
             self._predictor.geometry.prepare(frame, image[i])
         return stages_in_onnxruntime(self._model, image, contract, self._threads, runs)
 
-    def peak(self, _: int) -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-        return 0
+
+class _BareEngine:
+    """An engine that is not ours, on zeros."""
+
+    contract = None
+
+    def __init__(self, model: Path) -> None:
+        self._engine = TensorRtEngine(model, read_manifest(model))
+        self._inputs = {name: np.zeros_like(array) for name, array in self._engine.inputs.items()}
+
+    @property
+    def description(self) -> str:
+        return self._engine.description
+
+    def run(self) -> Times:
+        self._engine.run(self._inputs)
+        return {}
+
+    def stages(self, runs: int) -> dict[str, float]:
+        return {}
+
+
+class _BareOnnx:
+    """An ONNX file that is not ours, on zeros."""
+
+    contract = None
+
+    def __init__(self, model: Path, session: Any) -> None:
+        self._session = session
+        self.description = f"ONNX Runtime, {session.get_providers()[0].removesuffix('ExecutionProvider')}"
+        self._inputs = {value.name: _zeros(model, value) for value in session.get_inputs()}
+
+    def run(self) -> Times:
+        self._session.run(None, self._inputs)
+        return {}
+
+    def stages(self, runs: int) -> dict[str, float]:
+        return {}
+
+
+def _zeros(model: Path, value: Any) -> NDArray[Any]:
+    kinds = {"float": np.float32, "float16": np.float16, "double": np.float64, "bool": np.bool_}
+    kind = value.type.removeprefix("tensor(").removesuffix(")")
+    if not all(isinstance(dim, int) and dim > 0 for dim in value.shape):
+        raise WnlbError(f"{model}: input {value.name} is {kind} {value.shape}; expected a static shape")
+    try:
+        return np.zeros(value.shape, kinds.get(kind, kind))
+    except TypeError as error:
+        raise WnlbError(f"{model}: input {value.name} is {kind}, which NumPy lacks") from error
 
 
 def _serve(connection: Connection, model: Path, frames: list[NDArray[np.uint8]], device: str, threads: int) -> None:

@@ -247,6 +247,10 @@ class Runtime:
         return ICudaEngine(bytes(data)[len(_header()) :])
 
 
+class TensorIOMode(enum.IntEnum):
+    NONE, INPUT, OUTPUT = range(3)
+
+
 class EngineInspector:
     def __init__(self, names: list[str]) -> None:
         self._names = names
@@ -278,6 +282,9 @@ class ICudaEngine:
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name][0]
+
+    def get_tensor_mode(self, name: str) -> TensorIOMode:
+        return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return self.tensors[name][1]

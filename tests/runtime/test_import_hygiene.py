@@ -10,7 +10,7 @@ HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "c
 # Who loads the plugin library, and who brings attention into the form that is built; only in functions.
 BESIDE = {
     "build": {"wnlb.export.fuse", "wnlb.plugins.library"},
-    "tensorrt_backend": {"wnlb.plugins.library"},
+    "tensorrt_engine": {"wnlb.plugins.library"},
     "doctor_command": {"wnlb.plugins.library"},
 }
 RUNTIME = sorted(path.stem for path in (ROOT / "runtime").glob("*.py") if path.stem != "__init__")

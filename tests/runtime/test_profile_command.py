@@ -12,7 +12,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.profile_worker import Worker
@@ -53,6 +55,20 @@ def test_two_models_and_one_that_is_none(
     assert "| planted.onnx" in text
     assert "c2 block" in text
     assert f"wnlb profile {planted_model_path}" in text
+
+
+def test_a_model_that_is_not_ours(wnlb: Callable[..., Any], tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    for name, dims in (("static", [1, 3]), ("dynamic", ["n", 3])):
+        inputs, outputs = [value("x", TensorProto.FLOAT, dims)], [value("y", TensorProto.FLOAT, dims)]
+        graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", inputs, outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    ran = wnlb("profile", tmp_path / "static.onnx", tmp_path / "dynamic.onnx", *QUICK, "--json")
+    static, dynamic = json.loads(ran.out)["rows"]
+    assert list(static["parts"]) == ["total"]
+    assert static["warnings"][0] == "not ours: bare inference on zeros, without preparation and masks"
+    assert dynamic["failure"].endswith("input x is float ['n', 3]; expected a static shape")
 
 
 def test_as_json(wnlb: Callable[..., Any], planted_model_path: Path) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from wnlb.runtime.tensorrt_engine import _TYPES
+
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "tests" / "data" / "tensorrt_api.json").read_text())
 VERSIONS = sorted(RECORDED)
-PARTS = ("build", "build_progress", "engine_layers", "tensorrt_backend", "tensorrt_library", "timing_cache")
+PARTS = ("build", "build_progress", "engine_layers", "tensorrt_engine", "tensorrt_library", "timing_cache")
 FILES = [ROOT / "runtime" / f"{name}.py" for name in PARTS]
 FILES.append(ROOT / "plugins" / "library.py")
 # How variables that hold TensorRT's objects are called in our code.
@@ -85,7 +87,7 @@ def test_the_names_are_found() -> None:
         "LayerType.PLUGIN_V3",
         "IExecutionContext.execute_async_v3",
         "IBuilderConfig.progress_monitor",
-        "DataType.UINT8",
+        "TensorIOMode.INPUT",
         "ILogger.WARNING",
         "ICudaEngine.create_engine_inspector",
         "EngineInspector.get_engine_information",
@@ -101,6 +103,11 @@ def test_the_names_are_found() -> None:
 def test_every_name_is_there(version: str) -> None:
     wanted = {name for name in names() if name not in ELSEWHERE and name.partition(".")[0] not in ELSEWHERE}
     assert {name for name in wanted if not has(version, name)} == set()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_types_that_are_looked_up_by_name(version: str) -> None:
+    assert {name for name in _TYPES if not has(version, f"DataType.{name}")} == set()
 
 
 def test_the_plugin_override_is_where_the_rules_want_it() -> None:
