@@ -66,7 +66,7 @@ def combinations() -> Iterator[Any]:
         yield pytest.param(mode, placement, backbone, marks=[] if usual else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("mode", "placement", "backbone"), combinations())
+@pytest.mark.parametrize(("mode", "placement", "backbone"), list(combinations()))
 def test_every_mode_placement_and_backbone(mode: str, placement: str, backbone: str) -> None:
     model = small_model(mode=mode, placement=placement, backbone=backbone)
     assert_same(model, ExportOptions(64, 96, post_nms_top_n=100, attention_memory=2**20))
