@@ -78,10 +78,7 @@ def build_engine(
     contract = contract_of(model)
     _check_static(source, model)
     library = load_tensorrt(options.target)
-    if options.compute_capabilities and not library.is_rtx:
-        raise WnlbError("compute capabilities can be chosen for TensorRT-RTX only; TensorRT builds for the GPU at hand")
-    if options.timing_cache and library.is_rtx:
-        raise WnlbError("TensorRT-RTX measures nothing and keeps no timings; leave --timing-cache out")
+    _check_options(options, library)
     gpu = _gpu(library)
     plugin = _choose_attention(model, library, options.attention, gpu)
     timings = Timings(library, options.timing_cache, gpu)
@@ -97,10 +94,7 @@ def build_engine(
             onnx_sha256=onnx_sha256,
             library=library.name,
             version=library.version,
-            gpu=gpu.name if gpu else "",
-            compute_capability=gpu.compute_capability if gpu and not library.is_rtx else "",
-            driver=nvidia_driver() if gpu else "",
-            cuda=gpu.cuda if gpu else "",
+            **_facts_of(gpu, library),
             attention="plugin" if plugin else "standard",
             plugin_sha256=plugin.sha256 if plugin else "",
             options={
@@ -118,6 +112,21 @@ def build_engine(
         )
         _write(json_path, manifest.to_json().encode(), manifest_path(output))
     return manifest
+
+
+def _check_options(options: BuildOptions, library: TensorRt) -> None:
+    if options.compute_capabilities and not library.is_rtx:
+        raise WnlbError("compute capabilities can be chosen for TensorRT-RTX only; TensorRT builds for the GPU at hand")
+    if options.timing_cache and not library.keeps_timings:
+        raise WnlbError(f"{library.title} keeps no timings; leave --timing-cache out")
+
+
+def _facts_of(gpu: Gpu | None, library: TensorRt) -> dict[str, Any]:
+    """The manifest's entries on the GPU; TensorRT-RTX's engines are not for this one alone."""
+    if gpu is None:
+        return dict.fromkeys(("gpu", "compute_capability", "driver", "cuda"), "")
+    capability = "" if library.is_rtx else gpu.compute_capability
+    return {"gpu": gpu.name, "compute_capability": capability, "driver": nvidia_driver(), "cuda": gpu.cuda}
 
 
 def _write(path: Path, data: bytes | memoryview, target: Path) -> None:

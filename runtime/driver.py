@@ -10,7 +10,7 @@ from typing import Any
 from wnlb.runtime.errors import MissingDependency, WnlbError
 
 LIBRARY = "libcuda.so.1"
-_MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR = 16, 18, 75, 76  # CUdevice_attribute
+_INTEGRATED, _MAJOR, _MINOR = 18, 75, 76  # CUdevice_attribute
 _THREAD_LOCAL = 1  # CUstreamCaptureMode
 
 
@@ -22,7 +22,6 @@ class Gpu:
     compute_capability: str  # "8.7"
     cuda: str  # newest CUDA version that the driver takes, "12.6"
     memory: int  # bytes
-    multiprocessors: int
     integrated: bool  # shares the memory of the CPU, as on a Jetson
 
     @property
@@ -58,7 +57,6 @@ def find_gpu(index: int = 0) -> Gpu:
         f"{attribute(_MAJOR)}.{attribute(_MINOR)}",
         f"{version.value // 1000}.{version.value % 1000 // 10}",
         memory.value,
-        attribute(_MULTIPROCESSORS),
         bool(attribute(_INTEGRATED)),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,8 @@ class Plan:
     round_s: float = 0.25  # of one turn
 
     def __post_init__(self) -> None:
-        if self.warm_up_s < 0 or self.duration_s < 0 or self.iterations < 1 or self.round_s <= 0:
+        finite = all(map(math.isfinite, (self.warm_up_s, self.duration_s, self.round_s)))
+        if not finite or min(self.warm_up_s, self.duration_s) < 0 or self.iterations < 1 or self.round_s <= 0:
             raise WnlbError(
                 f"warm-up {self.warm_up_s:g} s, duration {self.duration_s:g} s, {self.iterations} iterations; expected "
                 "times from 0 and at least one iteration"

@@ -97,6 +97,8 @@ def open_source(source: str) -> Source:
     Raises:
         PictureError: there is nothing there.
     """
+    if not source:  # an unset variable of a script; as a path it would be the working folder
+        raise PictureError("source is empty; expected a picture, folder, glob, video or camera index")
     path = Path(source)
     if source.isdecimal() and not path.exists():
         if int(source) > LAST_CAMERA:

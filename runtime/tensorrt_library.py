@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,19 +113,16 @@ def _import(name: str) -> TensorRt:
 
 
 def make_logger(trt: Any) -> Any:
-    """A ``trt.ILogger`` that keeps errors in ``errors`` and warnings in ``warnings`` and prints nothing."""
+    """A ``trt.ILogger`` that keeps the newest errors in ``errors`` and prints nothing."""
 
     class Messages(trt.ILogger):
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
-            self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors = [*self.errors[-99:], message]
-            elif severity == trt.ILogger.WARNING and len(self.warnings) < 100:
-                self.warnings.append(message)
 
     return Messages()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -90,7 +91,14 @@ def test_doubts() -> None:
 
 
 def test_plans_that_are_none() -> None:
-    for options in ({"warm_up_s": -1}, {"duration_s": -1}, {"iterations": 0}, {"round_s": 0}):
+    for options in (
+        {"warm_up_s": -1},
+        {"duration_s": -1},
+        {"duration_s": math.inf},
+        {"warm_up_s": math.nan},
+        {"iterations": 0},
+        {"round_s": 0},
+    ):
         with pytest.raises(WnlbError, match="at least one iteration"):
             Plan(**options)
     clock = Clock()

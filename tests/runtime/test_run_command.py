@@ -12,6 +12,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,14 @@ def test_a_full_disk_leaves_no_broken_video(planted_model_path: Path, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["long.avi"]
 
 
-def test_a_file_that_ends_early_is_told(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: Path) -> None:
-    source = video(tmp_path / "long.avi", 300, 30)
-    data = source.read_bytes()
-    source.write_bytes(data[: len(data) // 2])
-    ran = wnlb("run", planted_model_path, source, "--every-frame", "--jsonl", "-", "--quiet")
-    assert ran.code == 0
-    if int(cv2.VideoCapture(str(source)).get(cv2.CAP_PROP_FRAME_COUNT)) == 300:
-        assert re.search(r"long ended after \d+ of the 300 frames", ran.err)
+@pytest.mark.parametrize(("stated", "told"), [(300, True), (12, False)])
+def test_a_file_that_ends_early_is_told(
+    planted_model_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, stated: int, told: bool
+) -> None:
+    open_feed = run_command.open_feed
+    monkeypatch.setattr(run_command, "open_feed", lambda *words: replace(open_feed(*words), frames=stated))
+    assert main(["run", str(planted_model_path), str(drive), "--every-frame", "--jsonl", "-", "--quiet"]) == 0
+    assert ("drive ended after 12 of the 300 frames" in capsys.readouterr().err) == told
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -206,6 +207,7 @@ def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, drive: Pat
     for words, message in (
         ([tmp_path / "no.onnx", drive], "expected an .onnx or .engine file"),
         ([planted_model_path, tmp_path / "no.mp4"], "does not exist"),
+        ([planted_model_path, ""], "source is empty"),
         ([planted_model_path, drive, "--coco", tmp_path / "no" / "o.json"], "no does not exist"),
         (
             [planted_model_path, "0", "--coco", "o.json"],

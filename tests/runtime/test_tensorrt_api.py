@@ -88,7 +88,7 @@ def test_the_names_are_found() -> None:
         "IExecutionContext.execute_async_v3",
         "IBuilderConfig.progress_monitor",
         "TensorIOMode.INPUT",
-        "ILogger.WARNING",
+        "ILogger.INTERNAL_ERROR",
         "ICudaEngine.create_engine_inspector",
         "EngineInspector.get_engine_information",
         "ITimingCache.serialize",
