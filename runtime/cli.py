@@ -20,7 +20,7 @@ COMMANDS = {
     "convert": ("wnlb.calibration.convert_command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.build_command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
     "run": ("wnlb.runtime.run_command", "a camera, stream or video in real time, with a live page"),
-    "profile": ("wnlb.runtime.profile_command", "latencies of models beside one another, and where the time goes"),
+    "profile": ("wnlb.runtime.profile.command", "latencies of models beside one another, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
     "evaluate": ("wnlb.calibration.evaluate_command", "AP on labelled pictures, by class and by darkness"),
     "compare": ("wnlb.calibration.compare_command", "models side by side, from the first drifting tensor to pictures"),

@@ -18,7 +18,7 @@ from wnlb.runtime.build import BuildOptions, build_engine
 from wnlb.runtime.cli import main
 from wnlb.runtime.engine_manifest import read_manifest
 from wnlb.runtime.errors import GraphError, MissingDependency, WnlbError
-from wnlb.runtime.profile_worker import _opened
+from wnlb.runtime.profile.worker import _opened
 
 TENSORRT = BuildOptions(target="tensorrt")
 

@@ -11,8 +11,8 @@ import pytest
 
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.onnx_file import read_model
-from wnlb.runtime.onnxruntime_profile import kernel_times, stages_in_onnxruntime
-from wnlb.runtime.stages import STAGES, stage_of, stage_times
+from wnlb.runtime.profile.onnxruntime_stages import kernel_times, stages_in_onnxruntime
+from wnlb.runtime.profile.stages import STAGES, stage_of, stage_times
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.profile_worker import Worker
+from wnlb.runtime.profile.worker import Worker
 
 QUICK = ("--duration", "0.2", "--warm-up", "10", "--iterations", "5")
 

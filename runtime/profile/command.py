@@ -18,10 +18,10 @@ from tqdm import tqdm
 from wnlb.runtime.doctor_command import examine
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path, make_folder, sha256_of
-from wnlb.runtime.measure import Plan, measure
 from wnlb.runtime.onnxruntime_backend import DEVICES
-from wnlb.runtime.profile_report import Row, as_json, as_markdown, as_text
-from wnlb.runtime.profile_worker import Worker
+from wnlb.runtime.profile.measure import Plan, measure
+from wnlb.runtime.profile.report import Row, as_json, as_markdown, as_text
+from wnlb.runtime.profile.worker import Worker
 from wnlb.runtime.source import open_source
 
 FRAMES = 16

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from wnlb.runtime.measure import Samples, Statistics, warnings_of
+from wnlb.runtime.profile.measure import Samples, Statistics, warnings_of
 from wnlb.runtime.table import human_bytes, markdown_table, table
 
 FORMAT = 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.measure import Plan, Statistics, Times, measure, warnings_of
+from wnlb.runtime.profile.measure import Plan, Statistics, Times, measure, warnings_of
 
 
 class Clock:

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from wnlb.runtime.contract import METADATA_KEY
 from wnlb.runtime.engine_manifest import read_manifest
 from wnlb.runtime.errors import ContractError, WnlbError
-from wnlb.runtime.measure import Times
 from wnlb.runtime.onnxruntime_backend import open_session
-from wnlb.runtime.onnxruntime_profile import stages_in_onnxruntime
 from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.profile.measure import Times
+from wnlb.runtime.profile.onnxruntime_stages import stages_in_onnxruntime
 from wnlb.runtime.tensorrt_engine import TensorRtEngine
 
 
 class Worker:
-    """Opens the model when it is made; see ``wnlb.runtime.measure.Subject``.
+    """Opens the model when it is made; see ``wnlb.runtime.profile.measure.Subject``.
 
     A model of ours runs on the frames, with preparation and masks; another on zeros, bare.
 

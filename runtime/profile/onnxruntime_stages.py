@@ -9,7 +9,7 @@ from pathlib import Path
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnxruntime_backend import open_session
-from wnlb.runtime.stages import stage_times
+from wnlb.runtime.profile.stages import stage_times
 
 WARM_UP = 2
 
