@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         json.dumps(facts, indent=2)
         if arguments.json
-        else _text(evaluations, agreements, errors, taps, arguments.output)
+        else _text(evaluations, agreements, errors, taps, judge.truth, arguments.output)
     )
     return 0
 
@@ -233,11 +233,12 @@ def _text(
     agreements: list[tuple[int, int, int]],
     errors: list[DetectionError],
     taps: dict[str, TapReport],
+    truth: str,
     output: Path,
 ) -> str:
     from wnlb.calibration.evaluate_command import markdown
 
-    lines = [markdown(evaluations, None)]
+    lines = [markdown(evaluations, None, "" if truth == "labels" else evaluations[0].model)]
     for evaluation, (pairs, first, second), error in zip(evaluations[1:], agreements, errors, strict=True):
         masks = "" if error.mask_iou is None else f", their masks by an IoU of {error.mask_iou:.3f}"
         lines.append(

@@ -12,65 +12,101 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.table import markdown_table
 
 if TYPE_CHECKING:
     from wnlb.calibration.evaluate import Accuracy, Evaluation
+    from wnlb.calibration.judge import Judge
+    from wnlb.runtime.predictor import Predictor
 
 _DESCRIPTION = """\
 Score a model on labelled pictures: box and mask AP (COCO, IoU 0.50:0.95), by class and by the darkness of the picture
 (mean linear luminance, measured). Classes are matched to categories by name, whatever their ids: LIS counts from 0.
+Without labels, what a baseline finds with a score of 0.5 or more is the truth.
 
   wnlb evaluate model.onnx --annotations night/annotations.json --images night/images
   wnlb evaluate int8.onnx --baseline fp32.onnx --annotations a.json --images pictures/ -o report/
+  wnlb evaluate int8.onnx --baseline fp32.onnx --images pictures/
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", type=Path, help="an ONNX file that 'wnlb export' wrote")
-    parser.add_argument("--annotations", type=Path, required=True, help="COCO annotation file")
-    parser.add_argument("--images", type=Path, required=True, help="folder of its pictures")
+    parser.add_argument("model", type=Path, help=".onnx of 'wnlb export' or 'convert', .engine of 'build'")
+    parser.add_argument("--annotations", type=Path, help="COCO annotation file (default: what the baseline finds)")
+    parser.add_argument("--images", required=True, metavar="SOURCE", help="folder of the pictures")
     parser.add_argument("--baseline", type=Path, metavar="MODEL", help="another model, to compare with")
+    parser.add_argument("--count", type=int, metavar="N", help="pictures to use, evenly taken (default: all)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="also write report.md and darkness.png there")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: CUDA where it works, else the CPU")
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help="of .onnx files; default: CUDA where it works"
+    )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from wnlb.calibration.dataset import read_coco
-    from wnlb.calibration.evaluate import agreement, evaluate
-    from wnlb.runtime.predictor import Predictor
+    from wnlb.calibration.evaluate import agreement, evaluate_pictures
 
-    document = read_coco(arguments.annotations)
+    if not arguments.annotations and not arguments.baseline:
+        raise WnlbError("neither --annotations nor --baseline was given; expected labels, or a model to compare with")
+    if arguments.count is not None and arguments.count < 1:
+        raise WnlbError(f"--count is {arguments.count}; expected 1 or more")
     if arguments.output:
         make_folder(arguments.output)
-    models = [arguments.model] + ([arguments.baseline] if arguments.baseline else [])
+    judge = _judge(arguments)
     evaluations = []
-    hidden = arguments.json or None
-    for path in models:
-        with (
-            Predictor(path, device=arguments.device, threads=arguments.threads) as predictor,
-            tqdm(total=len(document["images"]), unit="picture", disable=hidden, file=sys.stderr, leave=False) as bar,
-        ):
-            bar.set_description_str(path.name)
-            evaluations.append(evaluate(predictor, document, arguments.images, path.name, bar.update))
+    for path in filter(None, (arguments.model, arguments.baseline)):
+        with _open(path, arguments) as predictor, _bar(len(judge), path.name, arguments) as bar:
+            evaluations.append(evaluate_pictures(predictor, judge.document, judge.picture_of, path.name, bar.update))
     same = agreement(evaluations[0].results, evaluations[1].results) if arguments.baseline else None
-    report = markdown(evaluations, same)
+    report = markdown(evaluations, same, "" if arguments.annotations else arguments.baseline.name)
     if arguments.output:
         with atomic_path(arguments.output / "report.md") as temporary:
             temporary.write_text(report)
         _plot(evaluations, arguments.output / "darkness.png")
-    print(json.dumps(json_of(evaluations, same), indent=2) if arguments.json else report)
+    facts = {"truth": judge.truth, **json_of(evaluations, same)}
+    print(json.dumps(facts, indent=2) if arguments.json else report)
     return 0
 
 
-def markdown(evaluations: list[Evaluation], same: tuple[int, int, int] | None) -> str:
+def _judge(arguments: argparse.Namespace) -> Judge:
+    from wnlb.calibration.dataset import read_coco
+    from wnlb.calibration.judge import Judge, evenly
+    from wnlb.runtime.source import open_source
+
+    if arguments.annotations:
+        document, folder = read_coco(arguments.annotations), Path(arguments.images)
+        return Judge.on_labels(document, folder).part(arguments.count)
+    frames = {frame.name: frame.pixels for frame in open_source(arguments.images) if frame.pixels is not None}
+    if not frames:
+        raise WnlbError(f"images {arguments.images}: none of them can be read")
+    names = list(frames)
+    chosen = {names[i]: frames[names[i]] for i in evenly(len(names), arguments.count)}
+    with _open(arguments.baseline, arguments) as reference, _bar(len(chosen), "truth", arguments) as bar:
+        return Judge.on_agreement(reference, chosen, bar.update)
+
+
+def _open(path: Path, arguments: argparse.Namespace) -> Predictor:
+    from wnlb.runtime.predictor import Predictor
+
+    device = "auto" if path.suffix == ".engine" else arguments.device
+    return Predictor(path, device=device, threads=arguments.threads)
+
+
+def _bar(total: int, what: str, arguments: argparse.Namespace) -> Any:
+    hidden = arguments.json or None
+    return tqdm(total=total, desc=what, unit="picture", disable=hidden, file=sys.stderr, leave=False)
+
+
+def markdown(evaluations: list[Evaluation], same: tuple[int, int, int] | None, reference: str = "") -> str:
+    """``reference``: the model whose detections are the truth, where there are no labels."""
     head = evaluations[0].overall
-    lines = [f"{head.images} pictures, {head.objects} objects; AP in percent", ""]
+    of = f" that {reference} finds with a score of 0.5 or more" if reference else ""
+    lines = [f"{head.images} pictures, {head.objects} objects{of}; AP in percent", ""]
     names = [e.model for e in evaluations] + (["difference"] if len(evaluations) == 2 else [])
     columns = ("mask AP", "AP50", "AP75", "box AP", "AP50", "AP75")
     rows = [(e.model, *_figures(e.overall)) for e in evaluations]

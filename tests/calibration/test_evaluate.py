@@ -204,3 +204,23 @@ def test_command(night: Path, small_model_path: Path, tmp_path: Path, capsys: py
     arguments[-1] = str(tmp_path / "empty")
     assert main(["evaluate", model, *arguments]) == 2
     assert "6 of 6 pictures are not in" in capsys.readouterr().err
+
+
+def test_command_without_labels(
+    night: Path, small_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model's own sure detections are the truth, and it finds them all."""
+    model, images = str(small_model_path), ["--images", str(night / "images")]
+    assert main(["evaluate", model, "--baseline", model, *images, "--count", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["truth"] == "reference"
+    first, second = told["models"]
+    assert first == second
+    assert (first["overall"]["images"], first["overall"]["objects"]) == (2, told["agreement"]["first"])
+    assert first["overall"]["box_ap"] > 99
+    assert main(["evaluate", model, "--baseline", model, *images, "--count", "2"]) == 0
+    assert "objects that small.onnx finds with a score of 0.5 or more" in capsys.readouterr().out
+    assert main(["evaluate", model, *images]) == 2
+    assert "neither --annotations nor --baseline" in capsys.readouterr().err
+    assert main(["evaluate", model, "--baseline", model, *images, "--count", "0"]) == 2
+    assert "--count is 0; expected 1 or more" in capsys.readouterr().err
