@@ -57,13 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise WnlbError(f"--count is {arguments.count}; expected 1 or more")
     if arguments.output:
         make_folder(arguments.output)
-    judge = _judge(arguments)
+    judge, labels = _judge(arguments), arguments.annotations is not None
     evaluations = []
-    for path in filter(None, (arguments.model, arguments.baseline)):
-        with _open(path, arguments) as predictor, _bar(len(judge), path.name, arguments) as bar:
+    for path in filter(None, (arguments.model, arguments.baseline if labels else None)):
+        with _open(path, arguments) as predictor, _bar(len(judge), path.name) as bar:
             evaluations.append(evaluate_pictures(predictor, judge.document, judge.picture_of, path.name, bar.update))
-    same = agreement(evaluations[0].results, evaluations[1].results) if arguments.baseline else None
-    report = markdown(evaluations, same, "" if arguments.annotations else arguments.baseline.name)
+    other = (evaluations[-1].results if labels else judge.document["annotations"]) if arguments.baseline else None
+    same = None if other is None else agreement(evaluations[0].results, other)
+    report = markdown(evaluations, same, "" if labels else arguments.baseline.name)
     if arguments.output:
         with atomic_path(arguments.output / "report.md") as temporary:
             temporary.write_text(report)
@@ -86,7 +87,7 @@ def _judge(arguments: argparse.Namespace) -> Judge:
         raise WnlbError(f"images {arguments.images}: none of them can be read")
     names = list(frames)
     chosen = {names[i]: frames[names[i]] for i in evenly(len(names), arguments.count)}
-    with _open(arguments.baseline, arguments) as reference, _bar(len(chosen), "truth", arguments) as bar:
+    with _open(arguments.baseline, arguments) as reference, _bar(len(chosen), "truth") as bar:
         return Judge.on_agreement(reference, chosen, bar.update)
 
 
@@ -97,9 +98,8 @@ def _open(path: Path, arguments: argparse.Namespace) -> Predictor:
     return Predictor(path, device=device, threads=arguments.threads)
 
 
-def _bar(total: int, what: str, arguments: argparse.Namespace) -> Any:
-    hidden = arguments.json or None
-    return tqdm(total=total, desc=what, unit="picture", disable=hidden, file=sys.stderr, leave=False)
+def _bar(total: int, what: str) -> Any:
+    return tqdm(total=total, desc=what, unit="picture", disable=None, file=sys.stderr, leave=False)
 
 
 def markdown(evaluations: list[Evaluation], same: tuple[int, int, int] | None, reference: str = "") -> str:

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import importlib.metadata
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -20,7 +21,7 @@ COMMANDS = {
     "convert": ("wnlb.calibration.convert_command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.build_command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
     "run": ("wnlb.runtime.run_command", "a camera, stream or video in real time, with a live page"),
-    "profile": ("wnlb.runtime.profile.command", "latencies of models beside one another, and where the time goes"),
+    "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
     "evaluate": ("wnlb.calibration.evaluate_command", "AP on labelled pictures, by class and by darkness"),
     "compare": ("wnlb.calibration.compare_command", "models side by side, from the first drifting tensor to pictures"),
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == chosen:
                 importlib.import_module(module).add_arguments(subparser)
         arguments = parser.parse_args(argv)
+        arguments.command_line = shlex.join(["wnlb", *argv])  # for reports: how to get them again
         code = importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
         sys.stdout.flush()
         return int(code)

@@ -155,6 +155,8 @@ class PyCuda:
             return function(*arguments, **options)
         except self._driver.Error as error:
             raise WnlbError(f"CUDA: {error}{_advice(str(error))}") from error
+        finally:
+            del function, arguments  # the stream is among them, and a traceback would keep it beyond ``close``
 
 
 class CudaPython:

@@ -1,4 +1,4 @@
-"""The CUDA driver by ctypes: which GPU there is, and graphs, for PyCUDA cannot capture any."""
+"""The CUDA driver by ctypes: which GPU there is, graphs, for PyCUDA cannot capture any, and events beside them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from wnlb.runtime.errors import MissingDependency, WnlbError
 LIBRARY = "libcuda.so.1"
 _INTEGRATED, _MAJOR, _MINOR = 18, 75, 76  # CUdevice_attribute
 _THREAD_LOCAL = 1  # CUstreamCaptureMode
+_BLOCKING_SYNC = 1  # CUevent_flags: who waits for it sleeps
+_NOT_READY = 600  # CUresult
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,54 @@ def find_gpu(index: int = 0) -> Gpu:
 def pop_context() -> None:
     """Take the current context from this thread. Raises WnlbError where there is none."""
     check(_load().cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p())), "cuCtxPopCurrent")
+
+
+def free_memory() -> int:
+    """Bytes of the current context's GPU that nobody has taken; a Jetson's are those of the whole machine.
+
+    Raises WnlbError where no context is current.
+    """
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    check(_load().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)), "cuMemGetInfo")
+    return free.value
+
+
+class Event:
+    """A moment on a stream, of half a microsecond's resolution.
+
+    The context of the stream must be current, for every method. They raise WnlbError where CUDA reports an error.
+    """
+
+    def __init__(self) -> None:
+        self._cuda, self._event = _load(), ctypes.c_void_p()
+        check(self._cuda.cuEventCreate(ctypes.byref(self._event), _BLOCKING_SYNC), "cuEventCreate")
+
+    def record(self, stream: int) -> None:
+        """Put it on the stream, behind all that is there."""
+        check(self._cuda.cuEventRecord(self._event, ctypes.c_void_p(stream)), "cuEventRecord")
+
+    def done(self) -> bool:
+        """Whether the stream has come to it."""
+        result = self._cuda.cuEventQuery(self._event)
+        if result != _NOT_READY:
+            check(result, "cuEventQuery")
+        return result != _NOT_READY
+
+    def synchronize(self) -> None:
+        """Sleep until the stream has come to it."""
+        check(self._cuda.cuEventSynchronize(self._event), "cuEventSynchronize")
+
+    def ms_since(self, earlier: Event) -> float:
+        """Milliseconds between two events that the stream has come to."""
+        ms = ctypes.c_float()
+        check(self._cuda.cuEventElapsedTime(ctypes.byref(ms), earlier._event, self._event), "cuEventElapsedTime")
+        return ms.value
+
+    def close(self) -> None:
+        """May be called more than once."""
+        if self._event:
+            self._cuda.cuEventDestroy_v2(self._event)
+            self._event = ctypes.c_void_p()
 
 
 class Graph:

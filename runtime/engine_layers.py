@@ -1,4 +1,4 @@
-"""The layers of a network or an engine: name, type and precision."""
+"""The layers of a network or an engine: name, type, precision, and the nodes that they were fused from."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ def layers_of_engine(library: TensorRt, data: memoryview) -> list[dict[str, str]
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         return None
-    inspector = engine.create_engine_inspector()
     try:
-        return layers_of_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        return layers_of_inspector(_inspected(trt, engine))
     except (ValueError, TypeError, AttributeError, LookupError):  # its JSON has been malformed before
         return None
 
@@ -50,6 +49,37 @@ def layers_of_inspector(text: str) -> list[dict[str, str]]:
         kind = str(entry.get("LayerType", ""))
         layers.append({"name": str(entry.get("Name", "")), "type": kind, "precision": precision})
     return layers
+
+
+def onnx_names_of_engine(trt: Any, engine: Any) -> dict[str, str]:
+    """``onnx_names_of_inspector`` of an opened engine."""
+    try:
+        return onnx_names_of_inspector(_inspected(trt, engine))
+    except UnicodeDecodeError:
+        return {}
+
+
+def onnx_names_of_inspector(text: str) -> dict[str, str]:
+    """``"body.conv1/Conv + body.relu/Relu"``: the nodes that each layer was fused from, by the layer's name.
+
+    Args:
+        text: JSON of TensorRT's engine inspector. Only an engine of detailed verbosity has them; none are found in a
+            text that is malformed.
+    """
+    found = {}
+    try:
+        for entry in json.loads(text, strict=False)["Layers"]:  # the separators of its lists are control characters
+            metadata = str(entry.get("Metadata") or "") if isinstance(entry, dict) else ""
+            if metadata:
+                found[str(entry["Name"])] = " + ".join(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)) or metadata
+    except (ValueError, TypeError, LookupError):
+        return {}
+    return found
+
+
+def _inspected(trt: Any, engine: Any) -> str:
+    inspector = engine.create_engine_inspector()
+    return inspector.get_engine_information(trt.LayerInformationFormat.JSON)
 
 
 def _precision_words(text: str) -> list[str]:

@@ -47,9 +47,22 @@ class TensorRtBackend:
     def description(self) -> str:
         return self._engine.description
 
+    @property
+    def device_bytes(self) -> int:
+        """See ``TensorRtEngine.device_bytes``."""
+        return self._engine.device_bytes
+
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         found = self._engine.run(inputs)
         return {name: found[name] for name in self.contract.output_shapes}
+
+    def timed(self, transfers: bool, cuda_graph: bool, spin_wait: bool) -> dict[str, float]:
+        """See ``TensorRtEngine.timed``."""
+        return self._engine.timed(transfers, cuda_graph, spin_wait)
+
+    def layer_times(self, runs: int) -> list[tuple[str, float]]:
+        """See ``TensorRtEngine.layer_times``."""
+        return self._engine.layer_times(runs)
 
     def close(self) -> None:
         self._engine.close()

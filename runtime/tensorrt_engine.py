@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.cuda import Buffer, Cuda, open_cuda
-from wnlb.runtime.driver import Gpu, Graph, find_gpu
+from wnlb.runtime.driver import Gpu, Graph, find_gpu, free_memory
+from wnlb.runtime.engine_layers import onnx_names_of_engine
 from wnlb.runtime.engine_manifest import Manifest
+from wnlb.runtime.engine_timing import PartTimer, Reported, Work, make_profiler, mean_layer_times
 from wnlb.runtime.errors import MissingDependency, WnlbError
 from wnlb.runtime.tensorrt_library import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
 
@@ -51,17 +53,18 @@ class TensorRtEngine:
         self._runtime: Any = None
         self._engine: Any = None
         self._context: Any = None
+        self._resting: Any = None  # the context of ``run`` while layers are timed
         self._inputs: list[str] = []
-        # By which inputs come from the GPU; None where it cannot be captured.
-        self._graphs: dict[frozenset[str], Graph | None] = {}
+        # By which inputs come from the GPU, and of the inference alone; None where it cannot be captured.
+        self._graphs: dict[frozenset[str] | None, Graph | None] = {}
+        self._timer: PartTimer | None = None
         self._cuda: Cuda | None = open_cuda()
         try:
             with self._current():
+                self._free = free_memory()
                 self._engine = self._open(manifest, plugin)
-                self._context = self._engine.create_execution_context()
-                if self._context is None:
-                    raise WnlbError(f"{self._library.title} cannot run engine {path}: {last_error(self._logger)}")
                 self._allocate()
+                self._open_context()
         except BaseException:
             self.close()
             raise
@@ -77,31 +80,87 @@ class TensorRtEngine:
         """The host's side of each output, by name."""
         return {name: buffer.host for name, buffer in self._buffers.items() if name not in self._inputs}
 
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the GPU that opening took, and after the first run all that the engine needs.
+
+        Free memory before less free memory now: what other programs took or freed meanwhile counts too, on a Jetson on
+        the CPU as well; the CUDA context's own memory does not. Raises WnlbError where the engine is closed.
+        """
+        with self._lock, self._current():
+            return max(self._free - free_memory(), 0)
+
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         """All inputs, of exactly their shapes and types, NumPy arrays or contiguous arrays on the GPU, to all outputs.
 
         The outputs are the engine's own buffers: the next run overwrites them, and after ``close`` they are gone.
         """
-        with self._lock:
-            if self._cuda is None:
-                raise WnlbError("the backend is closed; open the model again")
+        with self._lock, self._current() as cuda:
             addresses = {name: _device_address(name, inputs[name], self._buffers[name].host) for name in self._inputs}
             on_device = frozenset(name for name, address in addresses.items() if address)
-            with self._current():
-                for name, address in addresses.items():
-                    if address:
-                        self._cuda.copy(self._buffers[name], address)
-                    else:
-                        np.copyto(self._buffers[name].host, inputs[name])
-                graph = self._graphs.get(on_device)
-                if graph:
-                    graph.launch()
+            for name, address in addresses.items():
+                if address:
+                    cuda.copy(self._buffers[name], address)
                 else:
-                    self._enqueue(on_device)
-                self._cuda.synchronize()
-                if on_device not in self._graphs:
-                    self._graphs[on_device] = self._captured(on_device)
+                    np.copyto(self._buffers[name].host, inputs[name])
+            graph = self._graphs.get(on_device)
+            if graph:
+                graph.launch()
+            else:
+                self._enqueue(on_device)
+            cuda.synchronize()
+            if on_device not in self._graphs:
+                self._graphs[on_device] = self._captured(lambda: self._enqueue(on_device))
         return self.outputs
+
+    def timed(self, transfers: bool, cuda_graph: bool, spin_wait: bool) -> dict[str, float]:
+        """Run once on what the host's buffers hold, and take the times, as trtexec defines them, in milliseconds.
+
+        ``h2d``, ``gpu`` and ``d2h``: of the uploads, the inference and the downloads, by events on the stream;
+        ``latency``: their sum; ``enqueue``: how long this thread took to put the inference on the stream. The copies
+        take about no time on a GPU that shares the host's memory.
+
+        Args:
+            transfers: without, ``h2d`` and ``d2h`` are left out: inputs are uploaded before the first event, outputs
+                stay on the GPU.
+            cuda_graph: launch the inference, without copies, as a graph. Where it cannot be captured it is enqueued as
+                without, and the description says so.
+            spin_wait: poll for the end rather than sleep.
+
+        Raises:
+            WnlbError: the engine is closed, or TensorRT or CUDA report an error.
+        """
+        with self._lock, self._current() as cuda:
+            if self._timer is None:
+                self._timer = PartTimer(cuda.stream)
+            graph = self._inference_graph(cuda) if cuda_graph else None
+            work = Work(self._upload, graph.launch if graph else self._infer, self._download)
+            return self._timer.measure(work, transfers, spin_wait)
+
+    def layer_times(self, runs: int) -> Reported:
+        """Names of TensorRT's layers, in the order of execution, and the mean milliseconds of ``runs`` runs, 1 or more.
+
+        The nodes that a layer was fused from stand behind its name, where the engine was built with detailed verbosity.
+        Runs on what the host's buffers hold, one layer after the other, slower than otherwise. Empty where TensorRT
+        reports none.
+
+        They run in an execution context of their own, whose memory is free again afterwards: that a context forgets
+        its profiler is not documented, and ``run`` must not be slower than before.
+
+        Raises:
+            WnlbError: the engine is closed, ``runs`` is below 1, or TensorRT or CUDA report an error.
+        """
+        if runs < 1:
+            raise WnlbError(f"layers are to be timed in {runs} runs; expected 1 or more")
+        with self._lock, self._current() as cuda:
+            self._resting = self._context  # in no local variable, where a traceback would keep it beyond ``close``
+            try:
+                self._open_context()
+                return mean_layer_times(
+                    self._profiled(cuda, runs), onnx_names_of_engine(self._library.trt, self._engine)
+                )
+            finally:
+                self._context, self._resting = self._resting, None
 
     def close(self) -> None:
         """Free everything; may be called more than once."""
@@ -117,6 +176,8 @@ class TensorRtEngine:
                     stack.callback(self._drop_engine)
                     for graph in filter(None, self._graphs.values()):
                         stack.callback(graph.close)
+                    if self._timer:
+                        stack.callback(self._timer.close)
                     stack.callback(cuda.synchronize)
             finally:
                 cuda.deactivate()
@@ -124,13 +185,14 @@ class TensorRtEngine:
                 cuda.close()
 
     @contextlib.contextmanager
-    def _current(self) -> Iterator[None]:
-        """With the context current in this thread."""
-        assert self._cuda is not None
+    def _current(self) -> Iterator[Cuda]:
+        """With the context current in this thread. Raises WnlbError where the engine is closed."""
         cuda = self._cuda
+        if cuda is None:
+            raise WnlbError("the backend is closed; open the model again")
         cuda.activate()
         try:
-            yield
+            yield cuda
         finally:
             cuda.deactivate()
 
@@ -169,32 +231,74 @@ class TensorRtEngine:
                     f"engine {self.path}: {name} is {kind} {list(shape)}; expected a static shape of numbers"
                 )
             self._buffers[name] = self._cuda.buffer(shape, _TYPES[kind], self._gpu.integrated)
-            if not self._context.set_tensor_address(name, self._buffers[name].address):
-                raise WnlbError(f"{self._library.title} refuses the address of {name}: {last_error(self._logger)}")
             if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
                 self._inputs.append(name)
 
+    def _open_context(self) -> None:
+        """An execution context on the buffers; it is the one that runs from here on."""
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise WnlbError(f"{self._library.title} cannot run engine {self.path}: {last_error(self._logger)}")
+        for name, buffer in self._buffers.items():
+            if not self._context.set_tensor_address(name, buffer.address):
+                raise WnlbError(f"{self._library.title} refuses the address of {name}: {last_error(self._logger)}")
+
     def _enqueue(self, on_device: frozenset[str]) -> None:
+        self._upload(on_device)
+        self._infer()
+        self._download()
+
+    def _upload(self, but: frozenset[str] = frozenset()) -> None:
         assert self._cuda is not None
         for name in self._inputs:
-            if name not in on_device:
+            if name not in but:
                 self._cuda.upload(self._buffers[name])
+
+    def _infer(self) -> None:
+        assert self._cuda is not None
         if not self._context.execute_async_v3(self._cuda.stream):
             raise WnlbError(f"{self._library.title} cannot start the inference: {last_error(self._logger)}")
+
+    def _download(self) -> None:
+        assert self._cuda is not None
         for name, buffer in self._buffers.items():
             if name not in self._inputs:
                 self._cuda.download(buffer)
 
-    def _captured(self, on_device: frozenset[str]) -> Graph | None:
+    def _captured(self, enqueue: Callable[[], None]) -> Graph | None:
         """After a first run, for that one may still allocate. Without a graph all goes on as before."""
         assert self._cuda is not None
         try:
-            graph = Graph(self._cuda.stream, lambda: self._enqueue(on_device))
+            graph = Graph(self._cuda.stream, enqueue)
         except WnlbError as error:
             self.description = self._described(f", no CUDA graph ({error})")
             return None
-        self.description = self._described(", CUDA graph")
+        if None not in self._graphs.values():
+            self.description = self._described(", CUDA graph")
         return graph
+
+    def _inference_graph(self, cuda: Cuda) -> Graph | None:
+        if None not in self._graphs:
+            self._upload()
+            self._infer()
+            cuda.synchronize()
+            self._graphs[None] = self._captured(self._infer)
+        return self._graphs[None]
+
+    def _profiled(self, cuda: Cuda, runs: int) -> list[Reported]:
+        """What the profiler reports of each run; a first one without it does not count."""
+        self._upload()
+        self._infer()
+        cuda.synchronize()
+        profiler = make_profiler(self._library.trt)
+        self._context.profiler = profiler
+        reports = []
+        for _ in range(runs):
+            profiler.reported = []
+            self._infer()
+            cuda.synchronize()
+            reports.append(profiler.reported)
+        return reports
 
     def _described(self, graph: str) -> str:
         assert self._cuda is not None

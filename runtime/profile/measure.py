@@ -50,10 +50,15 @@ class Samples:
     """What was measured of one subject, in the order of time."""
 
     times: list[Times] = field(default_factory=list)
+    turns: list[tuple[float, float, int]] = field(default_factory=list)  # start and end by the clock, runs
     failure: str = ""
 
     def of(self, part: str) -> list[float]:
         return [times[part] for times in self.times if part in times]
+
+    def moments(self) -> list[float]:
+        """When each run ended, by the clock, as if the runs of a turn had taken equally long."""
+        return [start + (end - start) * (i + 1) / count for start, end, count in self.turns for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,7 @@ def measure(
             return samples
         for subject in waiting:
             progress(subject.name)
-            started = clock()
-            _turn(subject, counts[subject.name], samples[subject.name])
-            spent[subject.name] += clock() - started
+            spent[subject.name] += _turn(subject, counts[subject.name], samples[subject.name], clock)
 
 
 def warnings_of(times: Sequence[float]) -> list[str]:
@@ -136,7 +139,7 @@ def _warm_up(subject: Subject, plan: Plan, samples: Samples, clock: Callable[[],
     started, runs = clock(), 0
     warm = Samples()
     while runs < 2 or clock() - started < plan.warm_up_s:
-        _turn(subject, 1, warm)
+        _turn(subject, 1, warm, clock)
         runs += 1
         if warm.failure:
             samples.failure = warm.failure
@@ -145,8 +148,14 @@ def _warm_up(subject: Subject, plan: Plan, samples: Samples, clock: Callable[[],
     return max(int(1e3 * plan.round_s / last), 1)
 
 
-def _turn(subject: Subject, count: int, samples: Samples) -> None:
+def _turn(subject: Subject, count: int, samples: Samples, clock: Callable[[], float]) -> float:
+    """How long it took, in seconds."""
+    started = clock()
     try:
         samples.times += subject.run(count)
     except WnlbError as error:
         samples.failure = str(error)
+        return 0.0
+    ended = clock()
+    samples.turns.append((started, ended, count))
+    return ended - started

@@ -12,6 +12,7 @@ from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.profile.stages import stage_times
 
 WARM_UP = 2
+BETWEEN = "between layers"  # what ONNX Runtime itself takes
 
 
 def stages_in_onnxruntime(path: Path, image: object, contract: Contract, threads: int, runs: int) -> dict[str, float]:
@@ -31,13 +32,19 @@ def stages_in_onnxruntime(path: Path, image: object, contract: Contract, threads
             events = json.loads(Path(session.end_profiling()).read_text())
         except (OSError, ValueError) as error:
             raise WnlbError(f"ONNX Runtime's profile of {path} cannot be read: {error}") from error
-    return {stage: ms / runs for stage, ms in stage_times(kernel_times(events, WARM_UP)).items()}
+    stages = {stage: ms / runs for stage, ms in stage_times(kernel_times(events, WARM_UP)).items()}
+    whole = sum(event["dur"] for event in _runs(events)[WARM_UP:]) / 1e3 / runs
+    return {**stages, BETWEEN: max(whole - sum(stages.values()), 0.0)}
 
 
 def kernel_times(events: list[dict], skipped: int) -> list[tuple[str, float]]:
     """Node names and milliseconds of a profile's kernels, in the order of time, without the first ``skipped`` runs."""
-    ends = sorted(e["ts"] + e["dur"] for e in events if e.get("name") == "model_run")
-    start = ends[skipped - 1] if skipped and len(ends) >= skipped else 0
+    runs = _runs(events)
+    start = runs[skipped - 1]["ts"] + runs[skipped - 1]["dur"] if skipped and len(runs) >= skipped else 0
     kernels = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["ts"] >= start]
     kernels.sort(key=lambda event: event["ts"])
     return [(event["name"].removesuffix("_kernel_time"), event["dur"] / 1e3) for event in kernels]
+
+
+def _runs(events: list[dict]) -> list[dict]:
+    return sorted((event for event in events if event.get("name") == "model_run"), key=lambda event: event["ts"])

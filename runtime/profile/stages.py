@@ -71,10 +71,11 @@ def stage_times(layers: Iterable[tuple[str, float]]) -> dict[str, float]:
         current = stage
     if not current and waiting:
         times["unknown"] = waiting
-    return {stage: times[stage] for stage in sorted(times, key=_place)}
+    return {stage: times[stage] for stage in sorted(times, key=place_of)}
 
 
-def _place(stage: str) -> tuple[float, str]:
+def place_of(stage: str) -> tuple[float, str]:
+    """A key to sort stages by, in the order of the network; stages that it does not know come last."""
     level = stage.removesuffix(" block")
     if level in STAGES:
         return STAGES.index(level) + 0.5 * (level != stage), stage

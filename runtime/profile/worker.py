@@ -7,6 +7,7 @@ import itertools
 import json
 import multiprocessing
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,20 @@ from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.profile.measure import Times
 from wnlb.runtime.profile.onnxruntime_stages import stages_in_onnxruntime
+from wnlb.runtime.profile.stages import stage_times
+from wnlb.runtime.tensorrt_backend import TensorRtBackend
 from wnlb.runtime.tensorrt_engine import TensorRtEngine
+
+
+@dataclass(frozen=True)
+class How:
+    """How models are run. The last three are trtexec's, for engines."""
+
+    device: str = "auto"  # of ONNX Runtime
+    threads: int = 0  # of ONNX Runtime
+    data_transfers: bool = True
+    cuda_graph: bool = True
+    spin_wait: bool = True
 
 
 class Worker:
@@ -29,20 +43,18 @@ class Worker:
 
     A model of ours runs on the frames, with preparation and masks; another on zeros, bare.
 
-    ``facts`` are the backend's description, the contract (None for a model that is not ours), ``start_up_ms`` (opening
-    the model) and ``first_ms`` (the first frame).
+    ``facts`` are the backend's ``description``, the ``contract`` (None for a model that is not ours), ``start_up_ms``
+    (opening the model) and ``first_ms`` (the first frame).
 
     Raises:
         WnlbError: the model cannot be opened or run.
     """
 
-    def __init__(
-        self, name: str, model: Path, frames: list[NDArray[np.uint8]], device: str = "auto", threads: int = 0
-    ) -> None:
+    def __init__(self, name: str, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        arguments = (theirs, model, frames, device, threads)
+        arguments = (theirs, model, frames, how)
         self._process = context.Process(target=_serve, args=arguments, name=f"wnlb {name}", daemon=True)
         self._process.start()
         theirs.close()
@@ -53,16 +65,16 @@ class Worker:
             raise
 
     def run(self, count: int) -> list[Times]:
-        """Frames in turns, each with its times: prepare, infer, paste and total."""
+        """Frames in turns, each with its times: prepare, infer, paste and total, of engines also trtexec's."""
         return self._ask("run", count)
 
     def stages(self, runs: int) -> dict[str, float]:
         """Milliseconds of each stage of the network, the mean of ``runs``; empty where that cannot be had."""
         return self._ask("stages", runs)
 
-    def peak_bytes(self) -> int:
-        """The most memory of the host that the process held so far."""
-        return self._ask("peak", 0)
+    def memory(self) -> tuple[int, int]:
+        """Bytes: the most of the host's memory that the process held so far; what it holds of the GPU's."""
+        return self._ask("memory", 0)
 
     def close(self) -> None:
         """End the process; may be called more than once."""
@@ -94,13 +106,13 @@ class Worker:
 class _Runner:
     """The other side: the model, and what is asked of it."""
 
-    def __init__(self, model: Path, frames: list[NDArray[np.uint8]], device: str, threads: int) -> None:
+    def __init__(self, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
         started = time.perf_counter()
-        self._subject = _opened(model, frames, device, threads)
+        self._subject = _opened(model, frames, how)
         start_up_ms = 1e3 * (time.perf_counter() - started)
         (first,) = self.run(1)
         self.facts = {
-            "backend": self._subject.description,
+            "description": self._subject.description,
             "start_up_ms": start_up_ms,
             "first_ms": first["total"],
             "contract": self._subject.contract,
@@ -111,55 +123,96 @@ class _Runner:
         for _ in range(count):
             started = time.perf_counter()
             parts = self._subject.run()
-            found.append({**parts, "total": 1e3 * (time.perf_counter() - started)})
+            total = 1e3 * (time.perf_counter() - started)
+            found.append({**parts, "total": total, **self._subject.timed()})
         return found
 
     def stages(self, runs: int) -> dict[str, float]:
         return self._subject.stages(runs)
 
-    def peak(self, _: int) -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-        return 0
+    def memory(self, _: int) -> tuple[int, int]:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
+        return peak, self._subject.device_bytes
 
 
-def _opened(model: Path, frames: list[NDArray[np.uint8]], device: str, threads: int) -> Any:
+def _opened(model: Path, frames: list[NDArray[np.uint8]], how: How) -> Any:
     """Whole frames for a model of ours, bare inference for another."""
     try:
-        return _Frames(model, frames, device, threads)
+        return _Frames(model, frames, how)
     except ContractError:
         if model.suffix == ".engine" and not read_manifest(model).contract:
-            return _BareEngine(model)
+            return _BareEngine(model, how)
         if model.suffix == ".onnx":
-            session = open_session(model, device=device, threads=threads)
+            session = open_session(model, device=how.device, threads=how.threads)
             if METADATA_KEY not in session.get_modelmeta().custom_metadata_map:
                 return _BareOnnx(model, session)
         raise
 
 
+class _Engine:
+    """What can be asked of engines, of ours and others."""
+
+    def __init__(self, engine: TensorRtEngine | TensorRtBackend, how: How) -> None:
+        self._engine, self._how = engine, how
+
+    def timed(self) -> Times:
+        how = self._how
+        return self._engine.timed(how.data_transfers, how.cuda_graph, how.spin_wait)
+
+    def stages(self, runs: int) -> dict[str, float]:
+        return stage_times(self._engine.layer_times(runs))
+
+    @property
+    def device_bytes(self) -> int:
+        return self._engine.device_bytes
+
+
+class _Session:
+    """What can be asked of ONNX Runtime's sessions: its profiler is asked elsewhere, the GPU's memory not at all."""
+
+    device_bytes = 0
+
+    def timed(self) -> Times:
+        return {}
+
+    def stages(self, runs: int) -> dict[str, float]:
+        return {}
+
+
 class _Frames:
     """A model of ours, on frames in turns."""
 
-    def __init__(self, model: Path, frames: list[NDArray[np.uint8]], device: str, threads: int) -> None:
-        self._predictor = Predictor(model, device=device, threads=threads)
-        self._model, self._threads = model, threads
+    def __init__(self, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
+        self._predictor = Predictor(
+            model, device="auto" if model.suffix == ".engine" else how.device, threads=how.threads
+        )
+        self._model, self._threads = model, how.threads
         size = self._predictor.contract.batch
         self._batches = [[frames[(i + j) % len(frames)] for j in range(size)] for i in range(len(frames))]
         self._turns = itertools.cycle(self._batches)
         self.contract = json.loads(self._predictor.contract.to_json())
+        backend = self._predictor.backend
+        self._inner = _Engine(backend, how) if isinstance(backend, TensorRtBackend) else _Session()
+        self.timed = self._inner.timed
 
     @property
     def description(self) -> str:
         return self._predictor.backend.description
+
+    @property
+    def device_bytes(self) -> int:
+        return self._inner.device_bytes
 
     def run(self) -> Times:
         self._predictor.predict_batch(next(self._turns))
         return self._predictor.times_ms
 
     def stages(self, runs: int) -> dict[str, float]:
-        if self._model.suffix != ".onnx":
-            return {}  # TensorRT's profiler is not read yet
+        if isinstance(self._inner, _Engine):
+            return self._inner.stages(runs)
+        if not self.description.partition(", ")[2].startswith("CPU"):
+            return {}  # of a GPU ONNX Runtime's profiler sees the launches only
         contract = self._predictor.contract
         image = np.empty(contract.input_shape, np.uint8)
         for i, frame in enumerate(self._batches[0]):
@@ -167,14 +220,15 @@ class _Frames:
         return stages_in_onnxruntime(self._model, image, contract, self._threads, runs)
 
 
-class _BareEngine:
+class _BareEngine(_Engine):
     """An engine that is not ours, on zeros."""
 
     contract = None
 
-    def __init__(self, model: Path) -> None:
-        self._engine = TensorRtEngine(model, read_manifest(model))
-        self._inputs = {name: np.zeros_like(array) for name, array in self._engine.inputs.items()}
+    def __init__(self, model: Path, how: How) -> None:
+        engine = TensorRtEngine(model, read_manifest(model))
+        super().__init__(engine, how)
+        self._inputs = {name: np.zeros_like(array) for name, array in engine.inputs.items()}
 
     @property
     def description(self) -> str:
@@ -184,11 +238,8 @@ class _BareEngine:
         self._engine.run(self._inputs)
         return {}
 
-    def stages(self, runs: int) -> dict[str, float]:
-        return {}
 
-
-class _BareOnnx:
+class _BareOnnx(_Session):
     """An ONNX file that is not ours, on zeros."""
 
     contract = None
@@ -200,9 +251,6 @@ class _BareOnnx:
 
     def run(self) -> Times:
         self._session.run(None, self._inputs)
-        return {}
-
-    def stages(self, runs: int) -> dict[str, float]:
         return {}
 
 
@@ -217,10 +265,10 @@ def _zeros(model: Path, value: Any) -> NDArray[Any]:
         raise WnlbError(f"{model}: input {value.name} is {kind}, which NumPy lacks") from error
 
 
-def _serve(connection: Connection, model: Path, frames: list[NDArray[np.uint8]], device: str, threads: int) -> None:
+def _serve(connection: Connection, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError), connection:  # the other side has ended
         try:
-            runner = _Runner(model, frames, device, threads)
+            runner = _Runner(model, frames, how)
         except WnlbError as error:
             connection.send((None, str(error)))
             return

@@ -55,6 +55,9 @@ def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def driver() -> Iterator[Any]:
     """The emulated driver, as new; at the end nothing may be left of what the test made."""
     library = ctypes.CDLL("libcuda.so.1")
+    library.emulatedTakes.argtypes = [ctypes.c_double] * 4
+    library.emulatedTakes(0, 0, 0, 0)
+    library.emulatedQueriesBeforeReady(0)
     library.emulatedMachine(1, 87, 0)
     library.emulatedFailAt(0)
     before = library.emulatedAlive()

@@ -1,6 +1,7 @@
 // A CUDA driver in the host's memory, as libcuda.so.1, for tests on a machine without a GPU. "GPU" memory is malloc'ed
 // memory, a stream does at once what it is told, and a stream that captures keeps it for the launch of the graph.
-// It counts what is alive and what was done on the default stream, and fails on request.
+// It counts what is alive and what was done on the default stream, fails on request, and has a clock that goes on by
+// what the test says that each piece of work takes.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -17,7 +18,20 @@ namespace
 {
 
 using Work = std::vector<std::function<void()>>;
-enum Result : int { success = 0, invalid = 1, outOfMemory = 2, noContext = 201, captureUnsupported = 900 };
+enum Result : int { success = 0, invalid = 1, outOfMemory = 2, noContext = 201, invalidHandle = 400, notReady = 600, captureUnsupported = 900 };
+
+struct Allocation
+{
+    size_t bytes;
+    bool onGpu;
+};
+
+//! Comes to be when the stream comes to it; who asks learns of it only by a wait, as on a real GPU.
+struct Event
+{
+    double at{-1};
+    bool waitedFor{false};
+};
 
 struct Stream
 {
@@ -27,8 +41,9 @@ struct Stream
 };
 
 std::recursive_mutex mutex;
-std::map<void*, size_t> memory;                 // host and "GPU"
+std::map<void*, Allocation> memory;             // host and "GPU"
 std::set<Stream*> streams;
+std::set<Event*> events;
 std::set<Work*> graphs;
 int retained{0};
 int calls{0};
@@ -38,6 +53,14 @@ int architecture{87};
 int integrated{0};
 int onDefaultStream{0};
 int launches{0};
+double now{0};                                  // milliseconds, as what follows
+double uploadTakes{0};
+double downloadTakes{0};
+double functionTakes{0};
+double launchTakes{0};
+int queriesBeforeReady{0};
+int queries{0};
+int sleeps{0};                                  // waits for an event other than by queries
 thread_local std::vector<void*> contexts;
 int context;                                    // its address is the primary context
 
@@ -60,7 +83,7 @@ bool capturing()
     return false;
 }
 
-int allocate(void** made, size_t bytes)
+int allocate(void** made, size_t bytes, bool onGpu)
 {
     std::lock_guard<std::recursive_mutex> lock{mutex};
     if (fails() || bytes > (size_t{1} << 33))
@@ -80,7 +103,7 @@ int allocate(void** made, size_t bytes)
         return captureUnsupported;
     }
     *made = std::malloc(bytes);
-    memory[*made] = bytes;
+    memory[*made] = {bytes, onGpu};
     return success;
 }
 
@@ -106,8 +129,8 @@ bool inside(void const* pointer, size_t bytes)
     {
         return false;
     }
-    auto const& [start, size] = *std::prev(after);
-    return static_cast<char const*>(pointer) + bytes <= static_cast<char const*>(start) + size;
+    auto const& [start, allocation] = *std::prev(after);
+    return static_cast<char const*>(pointer) + bytes <= static_cast<char const*>(start) + allocation.bytes;
 }
 
 int submit(Stream* stream, std::function<void()> work)
@@ -142,14 +165,33 @@ int submit(Stream* stream, std::function<void()> work)
     return success;
 }
 
-int copy(void* to, void const* from, size_t bytes, Stream* stream)
+int copy(void* to, void const* from, size_t bytes, Stream* stream, double takes)
 {
     std::lock_guard<std::recursive_mutex> lock{mutex};
     if (!inside(to, bytes) || !inside(from, bytes))
     {
         return invalid;
     }
-    return submit(stream, [=] { std::memcpy(to, from, bytes); });
+    return submit(stream, [=] {
+        std::memcpy(to, from, bytes);
+        now += takes;
+    });
+}
+
+//! The stream has come to the event and to all before it.
+int waitFor(Event* event)
+{
+    for (Event* other : events)
+    {
+        other->waitedFor |= other->at >= 0 && other->at <= event->at;
+    }
+    return success;
+}
+
+//! What is wrong with a call on an event, counted.
+int checked(Event* event)
+{
+    return fails() ? outOfMemory : contexts.empty() ? noContext : events.count(event) == 0 ? invalidHandle : success;
 }
 
 } // namespace
@@ -159,7 +201,7 @@ extern "C"
 // What the tests ask.
 int emulatedAlive()
 {
-    return static_cast<int>(memory.size() + streams.size() + graphs.size()) + retained;
+    return static_cast<int>(memory.size() + streams.size() + graphs.size() + events.size()) + retained;
 }
 int emulatedCalls()
 {
@@ -180,6 +222,27 @@ int emulatedCapturing()
 int emulatedContexts()
 {
     return static_cast<int>(contexts.size());
+}
+void emulatedTakes(double upload, double download, double function, double launch)
+{
+    uploadTakes = upload;
+    downloadTakes = download;
+    functionTakes = function;
+    launchTakes = launch;
+}
+//! Each wait by queries is told that many times that the event is not ready.
+void emulatedQueriesBeforeReady(int count)
+{
+    queriesBeforeReady = count;
+    queries = 0;
+}
+int emulatedQueries()
+{
+    return queries;
+}
+int emulatedSleeps()
+{
+    return sleeps;
 }
 void emulatedFailAt(int call)
 {
@@ -309,7 +372,7 @@ int cuStreamSynchronize(Stream* stream)
 }
 int cuMemHostAlloc(void** made, size_t bytes, unsigned)
 {
-    return allocate(made, bytes);
+    return allocate(made, bytes, false);
 }
 int cuMemFreeHost(void* pointer)
 {
@@ -323,7 +386,18 @@ int cuMemHostGetDevicePointer_v2(void** made, void* pointer, unsigned)
 }
 int cuMemAlloc_v2(void** made, size_t bytes)
 {
-    return allocate(made, bytes);
+    return allocate(made, bytes, true);
+}
+//! On a GPU that shares the host's memory all of it is the GPU's.
+int cuMemGetInfo_v2(size_t* free, size_t* total)
+{
+    std::lock_guard<std::recursive_mutex> lock{mutex};
+    *free = *total = size_t{8} << 30;
+    for (auto const& [start, allocation] : memory)
+    {
+        *free -= allocation.onGpu || integrated ? allocation.bytes : 0;
+    }
+    return fails() ? outOfMemory : contexts.empty() ? noContext : success;
 }
 int cuMemFree_v2(void* pointer)
 {
@@ -331,19 +405,83 @@ int cuMemFree_v2(void* pointer)
 }
 int cuMemcpyHtoDAsync_v2(void* to, void const* from, size_t bytes, Stream* stream)
 {
-    return copy(to, from, bytes, stream);
+    return copy(to, from, bytes, stream, uploadTakes);
 }
 int cuMemcpyDtoHAsync_v2(void* to, void const* from, size_t bytes, Stream* stream)
 {
-    return copy(to, from, bytes, stream);
+    return copy(to, from, bytes, stream, downloadTakes);
 }
 int cuMemcpyDtoDAsync_v2(void* to, void const* from, size_t bytes, Stream* stream)
 {
-    return copy(to, from, bytes, stream);
+    return copy(to, from, bytes, stream, 0);
 }
 int cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* data)
 {
-    return submit(stream, [=] { function(data); });
+    return submit(stream, [=] {
+        function(data);
+        now += functionTakes;
+    });
+}
+int cuEventCreate(Event** made, unsigned)
+{
+    std::lock_guard<std::recursive_mutex> lock{mutex};
+    if (fails())
+    {
+        return outOfMemory;
+    }
+    if (contexts.empty())
+    {
+        return noContext;
+    }
+    *made = *events.insert(new Event).first;
+    return success;
+}
+int cuEventDestroy_v2(Event* event)
+{
+    std::lock_guard<std::recursive_mutex> lock{mutex};
+    if (contexts.empty() || events.erase(event) == 0)
+    {
+        return invalidHandle;
+    }
+    delete event;
+    return success;
+}
+int cuEventRecord(Event* event, Stream* stream)
+{
+    std::lock_guard<std::recursive_mutex> lock{mutex};
+    if (events.count(event) == 0)
+    {
+        return invalidHandle;
+    }
+    return submit(stream, [=] { *event = Event{now}; });
+}
+int cuEventQuery(Event* event)
+{
+    std::lock_guard<std::recursive_mutex> lock{mutex};
+    int const wrong = checked(event);
+    if (wrong == success && queries++ % (queriesBeforeReady + 1) < queriesBeforeReady)
+    {
+        return notReady;
+    }
+    return wrong != success ? wrong : waitFor(event);
+}
+int cuEventSynchronize(Event* event)
+{
+    std::lock_guard<std::recursive_mutex> lock{mutex};
+    int const wrong = checked(event);
+    ++sleeps;
+    return wrong != success ? wrong : waitFor(event);
+}
+int cuEventElapsedTime(float* ms, Event* start, Event* end)
+{
+    std::lock_guard<std::recursive_mutex> lock{mutex};
+    int const wrong = checked(start);
+    if (wrong != success || events.count(end) == 0 || start->at < 0 || end->at < 0)
+    {
+        return wrong != success ? wrong : invalidHandle;
+    }
+    *ms = static_cast<float>(end->at - start->at);
+    return start->waitedFor && end->waitedFor ? success : notReady;
 }
 int cuStreamBeginCapture_v2(Stream* stream, int)
 {
@@ -383,6 +521,7 @@ int cuGraphLaunch(Work* graph, Stream* stream)
 {
     ++launches;
     return submit(stream, [graph] {
+        now += launchTakes;
         for (auto const& work : *graph)
         {
             work();

@@ -2,15 +2,17 @@
 
 An "engine" is the ONNX file with a header. Inference is put on the stream of the emulated CUDA driver, reads and writes
 "GPU" addresses, and is captured into graphs as TensorRT's is. The parser chooses between plugin and local function by
-the documented rules of the version that ``emulate`` sets; ``faults`` are what shall fail. A test holds the names here
-against the recorded ones of the real module.
+the documented rules of the version that ``emulate`` sets; ``faults`` are what shall fail, ``planted_layers`` what the
+engine's layers are called and take. A test holds the names here against the recorded ones of the real module.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import json
+import weakref
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ import onnxruntime as ort
 __version__ = ""
 plugin_bodies: list[Any] = []  # local functions that compute what the plugin does, for engines without them
 faults: set[str] = set()  # build, context, enqueue, capture, plugin
+planted_layers: list[tuple[str, str, list[float]]] = []  # name, metadata, milliseconds of each profiled run
+CONTEXT_BYTES = 1 << 20  # what an execution context takes on the GPU
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _cuda = ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
 
@@ -78,6 +82,7 @@ def emulate(version: str) -> None:
     OnnxParserFlag = _NewParserFlag if _release() >= (10, 15) else _OldParserFlag  # type: ignore[misc,assignment]
     faults.clear()
     plugin_bodies.clear()
+    planted_layers.clear()
     IPluginRegistry.libraries.clear()
 
 
@@ -244,7 +249,7 @@ class Runtime:
         if not bytes(data).startswith(_header()):
             self._logger.log(ILogger.ERROR, "IRuntime::deserializeCudaEngine: Error Code 1:\nSerialization (magicTag)")
             return None
-        return ICudaEngine(bytes(data)[len(_header()) :])
+        return ICudaEngine(bytes(data)[len(_header()) :], self._logger)
 
 
 class TensorIOMode(enum.IntEnum):
@@ -257,12 +262,26 @@ class EngineInspector:
 
     def get_engine_information(self, form: LayerInformationFormat) -> str:
         output = {"Name": "x", "Dimensions": [1], "Format/Datatype": "Row major linear FP16 format"}
-        layers = [{"Name": name, "LayerType": "kgen", "Outputs": [output]} for name in self._names]
+        metadata = {name: f"[ONNX Layer: {name}]" for name in self._names}
+        metadata.update((name, text) for name, text, _ in planted_layers)
+        layers = [
+            {"Name": name, "LayerType": "kgen", "Outputs": [output], "Metadata": text}
+            for name, text in metadata.items()
+        ]
         return json.dumps({"Layers": layers, "Bindings": []})
 
 
+class IProfiler:
+    def __init__(self) -> None:
+        self._made = True
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        raise NotImplementedError
+
+
 class ICudaEngine:
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, logger: Any) -> None:
+        self._logger = logger
         self._model = onnx.load_from_string(data)
         if not self._model.functions:
             self._model.functions.extend(plugin_bodies)
@@ -293,24 +312,61 @@ class ICudaEngine:
         return EngineInspector([node.name for node in self._model.graph.node])
 
     def create_execution_context(self) -> IExecutionContext | None:
-        return None if "context" in faults else IExecutionContext(self)
+        memory = ctypes.c_void_p()
+        if "context" in faults or _cuda.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(CONTEXT_BYTES)):
+            self._logger.log(ILogger.ERROR, "IExecutionContext cannot be made")
+            return None
+        return IExecutionContext(self, memory)
 
 
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine) -> None:
-        self._engine, self._addresses = engine, dict[str, int]()
-        self._function = _HOST_FUNCTION(self._infer)  # kept for as long as a graph may call it
+    def __init__(self, engine: ICudaEngine, memory: ctypes.c_void_p) -> None:
+        self._engine, self._memory, self._addresses = engine, memory, dict[str, int]()
+        self._profiler: IProfiler | None = None
+        self._profiled_runs = 0
+        itself = weakref.ref(self)  # freed when the last reference goes, as the real one
+
+        def infer(_: int) -> None:
+            context = itself()
+            assert context is not None, "a graph was launched whose context is gone"
+            context._infer()
+
+        self._function = _HOST_FUNCTION(infer)
+
+    def __del__(self) -> None:
+        _cuda.cuMemFree_v2(self._memory)  # not done where no CUDA context is current
+
+    @property
+    def profiler(self) -> IProfiler | None:
+        return self._profiler
+
+    @profiler.setter
+    def profiler(self, profiler: IProfiler | None) -> None:
+        if profiler is not None and not hasattr(profiler, "_made"):
+            raise TypeError("IProfiler.__init__() must be called when overriding __init__")
+        self._profiler = profiler
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
         return address != 0
 
     def execute_async_v3(self, stream: int) -> bool:
-        if "enqueue" in faults or ("capture" in faults and _cuda.emulatedCapturing()):
+        if "enqueue" in faults or (_cuda.emulatedCapturing() and ("capture" in faults or self._profiler)):
             return False
-        return _cuda.cuLaunchHostFunc(ctypes.c_void_p(stream), self._function, None) == 0
+        if _cuda.cuLaunchHostFunc(ctypes.c_void_p(stream), self._function, None):
+            return False
+        if self._profiler:
+            self._report(self._profiler)
+        return True
 
-    def _infer(self, _: int) -> None:
+    def _report(self, profiler: IProfiler) -> None:
+        """What a callback raises is swallowed, as by the real one."""
+        for name, _, ms in planted_layers:
+            with contextlib.suppress(Exception):
+                profiler.report_layer_time(name, ms[self._profiled_runs])
+        self._profiled_runs += 1
+
+    def _infer(self) -> None:
         engine = self._engine
         values = engine.session.run(engine.outputs, {name: self._array(name) for name in engine.inputs})
         for name, value in zip(engine.outputs, values, strict=True):

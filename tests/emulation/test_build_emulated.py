@@ -18,7 +18,7 @@ from wnlb.runtime.build import BuildOptions, build_engine
 from wnlb.runtime.cli import main
 from wnlb.runtime.engine_manifest import read_manifest
 from wnlb.runtime.errors import GraphError, MissingDependency, WnlbError
-from wnlb.runtime.profile.worker import _opened
+from wnlb.runtime.profile.worker import How, _opened
 
 TENSORRT = BuildOptions(target="tensorrt")
 
@@ -162,7 +162,7 @@ def test_a_model_of_others_builds_and_is_refused_by_name(
     assert read_manifest(engine).contract == {}
     assert main(["inspect", str(engine)]) == 0
     assert "x.onnx" in capsys.readouterr().out
-    runner = _opened(engine, [], "auto", 0)
+    runner = _opened(engine, [], How())
     assert (runner.run(), runner.contract) == ({}, None)
     assert runner.description.startswith("TensorRT 10.3.0")
     runner._engine.close()

@@ -1,27 +1,60 @@
-"""What only a GPU can show. Everything here skips, with the reason, on a machine that lacks it."""
+"""What only a GPU can show. It skips, with the reason, on a machine that lacks it."""
 
 from __future__ import annotations
 
-import ctypes
+import re
+import shutil
+import statistics
+import subprocess
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from wnlb.export.checkpoint import load_checkpoint
+from wnlb.export.export_onnx import export_onnx
+from wnlb.export.options import ExportOptions
 from wnlb.export.verify import dark_scene
 from wnlb.runtime.build import BuildOptions, build_engine
 from wnlb.runtime.cuda import open_cuda
-from wnlb.runtime.driver import Graph, find_gpu
+from wnlb.runtime.driver import Graph, find_gpu, free_memory
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
+from wnlb.runtime.profile.stages import stage_of
 from wnlb.runtime.tensorrt_backend import TensorRtBackend
 from wnlb.runtime.tensorrt_library import load_tensorrt
 
-pytestmark = pytest.mark.gpu
+# Flags of all versions from 10.3; 11 has made some of them its defaults. Without --exposeDMA it starts an inference
+# while the one before still runs, which we do not.
+TRTEXEC_FLAGS = "--useCudaGraph --useSpinWait --noDataTransfers --exposeDMA --warmUp=500 --duration=3".split()
+SUMMARY = """\
+&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # /usr/src/tensorrt/bin/trtexec --loadEngine=model.engine
+[05/19/2025-17:33:07] [I] === Performance summary ===
+[05/19/2025-17:33:07] [I] Throughput: 519.048 qps
+[05/19/2025-17:33:07] [I] Latency: min = 1.92139 ms, max = 9.48242 ms, mean = 1.98548 ms, median = 1.9458 ms, \
+percentile(90%) = 1.96777 ms, percentile(95%) = 1.98181 ms, percentile(99%) = 2.19116 ms
+[05/19/2025-17:33:07] [I] Enqueue Time: min = 0.0493164 ms, max = 0.168213 ms, mean = 0.0594481 ms, \
+median = 0.0557861 ms, percentile(90%) = 0.0664062 ms, percentile(95%) = 0.090332 ms, percentile(99%) = 0.097168 ms
+[05/19/2025-17:33:07] [I] H2D Latency: min = 0 ms, max = 0 ms, mean = 0 ms, median = 0 ms, percentile(90%) = 0 ms, \
+percentile(95%) = 0 ms, percentile(99%) = 0 ms
+[05/19/2025-17:33:07] [I] GPU Compute Time: min = 1.85303 ms, max = 9.41162 ms, mean = 1.90965 ms, \
+median = 1.87378 ms, percentile(90%) = 1.88477 ms, percentile(95%) = 1.89453 ms, percentile(99%) = 2.08984 ms
+[05/19/2025-17:33:07] [I] D2H Latency: min = 0 ms, max = 0 ms, mean = 0 ms, median = 0 ms, percentile(90%) = 0 ms, \
+percentile(95%) = 0 ms, percentile(99%) = 0 ms
+[05/19/2025-17:33:07] [I] Total Host Walltime: 3.00049 s
+[05/19/2025-17:33:07] [I] Total GPU Compute Time: 2.9741 s
+&&&& PASSED TensorRT.trtexec [TensorRT v100300] # /usr/src/tensorrt/bin/trtexec --loadEngine=model.engine
+"""
 
 
-@pytest.fixture(autouse=True, scope="session")
+def on_a_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.gpu(pytest.mark.usefixtures("_gpu")(test))
+
+
+@pytest.fixture(scope="session")
 def _gpu() -> None:
     """Before the model is exported for nothing."""
     try:
@@ -40,6 +73,7 @@ def library(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@on_a_gpu
 def test_memory_copies_and_graphs() -> None:
     cuda = open_cuda()
     cuda.activate()
@@ -71,6 +105,7 @@ def test_memory_copies_and_graphs() -> None:
         cuda.close()
 
 
+@on_a_gpu
 def test_onnx_runtimes_cuda_provider(small_model_path: Path) -> None:
     try:
         backend = OnnxRuntimeBackend(small_model_path, device="cuda")
@@ -80,6 +115,7 @@ def test_onnx_runtimes_cuda_provider(small_model_path: Path) -> None:
     backend.close()
 
 
+@on_a_gpu
 @pytest.mark.tensorrt
 def test_an_engine_finds_what_onnx_runtime_finds(small_model_path: Path, tmp_path: Path, library: str) -> None:
     engine = tmp_path / "model.engine"
@@ -98,6 +134,7 @@ def test_an_engine_finds_what_onnx_runtime_finds(small_model_path: Path, tmp_pat
     backend.close()
 
 
+@on_a_gpu
 @pytest.mark.tensorrt
 def test_nothing_is_left_on_the_gpu(small_model_path: Path, tmp_path: Path, library: str) -> None:
     engine = tmp_path / "model.engine"
@@ -107,10 +144,11 @@ def test_nothing_is_left_on_the_gpu(small_model_path: Path, tmp_path: Path, libr
         backend = TensorRtBackend(engine)
         backend.run({"image": dark_scene((1, 64, 96, 3))})
         backend.close()
-        free.append(free_memory())
+        free.append(free_now())
     assert min(free[2:]) >= free[2] - (8 << 20)
 
 
+@on_a_gpu
 @pytest.mark.tensorrt
 def test_the_plugin_gives_what_the_standard_form_gives(small_model_path: Path, tmp_path: Path) -> None:
     from wnlb.plugins import load
@@ -127,6 +165,93 @@ def test_the_plugin_gives_what_the_standard_form_gives(small_model_path: Path, t
     backend.close()
 
 
+@on_a_gpu
+@pytest.mark.tensorrt
+def test_where_the_time_goes(small_model_path: Path, tmp_path: Path, library: str) -> None:
+    build_engine(small_model_path, tmp_path / "model.engine", BuildOptions(target=library))
+    backend = TensorRtBackend(tmp_path / "model.engine")
+    backend.run({"image": dark_scene((1, 64, 96, 3))})
+    for cuda_graph in (False, True):
+        times = [backend.timed(True, cuda_graph, True) for _ in range(20)][-1]
+        assert min(times["gpu"], times["enqueue"]) > 0
+        assert times["latency"] == times["h2d"] + times["gpu"] + times["d2h"]
+    taken = backend.device_bytes
+    assert taken > 0
+    layers = backend.layer_times(5)
+    if library == "tensorrt":
+        assert sum(ms for _, ms in layers) > 0
+        assert len({stage_of(name) for name, _ in layers} - {None}) > 3, layers
+    assert backend.device_bytes <= taken + (8 << 20)  # its context is gone
+    agree(backend.run({"image": dark_scene((1, 64, 96, 3))}), small_model_path)
+    assert backend.description.endswith("CUDA graph")
+    backend.close()
+
+
+@on_a_gpu
+@pytest.mark.tensorrt
+def test_an_engine_takes_as_long_as_for_trtexec(trtexec: str, small_checkpoint_path: Path, tmp_path: Path) -> None:
+    """Within 3 %: the clocks of a GPU do not stand still between the two."""
+    file, engine = tmp_path / "model.onnx", tmp_path / "model.engine"
+    model, config = load_checkpoint(small_checkpoint_path)
+    export_onnx(model, file, ExportOptions(320, 480), class_names=config.class_names)  # not only starts of kernels
+    manifest = build_engine(file, engine, BuildOptions(target="tensorrt", attention="standard"))
+    backend = TensorRtBackend(engine)
+    backend.run({"image": np.random.default_rng(0).integers(0, 256, (1, 320, 480, 3), dtype=np.uint8)})
+    before = gpu_times(backend)
+    command = [trtexec, f"--loadEngine={engine}", *TRTEXEC_FLAGS]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if trtexec_version(ran.stdout) not in ("", ".".join(manifest.version.split(".")[:3])):
+        pytest.skip(f"{trtexec} is of another TensorRT than {manifest.version}: {ran.stdout.splitlines()[0]}")
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    ours = statistics.median(before + gpu_times(backend))
+    backend.close()
+    assert ours == pytest.approx(gpu_compute_median(ran.stdout), rel=0.03)
+
+
+@pytest.fixture
+def trtexec() -> str:
+    try:
+        load_tensorrt("tensorrt")
+    except WnlbError as error:
+        pytest.skip(str(error))
+    found = shutil.which("trtexec") or shutil.which("trtexec", path="/usr/src/tensorrt/bin")
+    if found is None:
+        pytest.skip("trtexec is neither on the PATH nor in /usr/src/tensorrt/bin")
+    return found
+
+
+def gpu_times(backend: TensorRtBackend) -> list[float]:
+    """Of three seconds, after half a second that does not count, as TRTEXEC_FLAGS."""
+    started, times = time.perf_counter(), []
+    while (passed := time.perf_counter() - started) < 3.5:
+        gpu = backend.timed(False, True, True)["gpu"]
+        if passed > 0.5:
+            times.append(gpu)
+    return times
+
+
+def gpu_compute_median(output: str) -> float:
+    """Milliseconds, from trtexec's summary."""
+    found = re.search(r"\] GPU Compute Time: min = [^\n]*, median = ([^ ,]+) ms", output)
+    assert found, output[-2000:]
+    return float(found[1])
+
+
+def trtexec_version(output: str) -> str:
+    """``"10.3.0"`` from ``[TensorRT v100300]`` in trtexec's first line; "" where it says none."""
+    found = re.search(r"\[TensorRT v(\d+)\]", output)
+    number = int(found[1]) if found else 0
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if found else ""
+
+
+def test_trtexecs_summary_is_read() -> None:
+    assert gpu_compute_median(SUMMARY) == 1.87378
+    assert trtexec_version(SUMMARY) == "10.3.0"
+    assert trtexec_version("") == ""
+    with pytest.raises(AssertionError):
+        gpu_compute_median(SUMMARY.replace("] GPU", "] Total GPU"))
+
+
 def agree(found: dict[str, np.ndarray], model: Path) -> None:
     """With ONNX Runtime on the CPU, but for detections near a threshold; TF32 is 1e-3 of a value."""
     expected = OnnxRuntimeBackend(model, device="cpu").run({"image": dark_scene((1, 64, 96, 3))})
@@ -139,11 +264,11 @@ def agree(found: dict[str, np.ndarray], model: Path) -> None:
             assert distance.min(initial=np.inf) < 1, expected["boxes"][0, i]
 
 
-def free_memory() -> int:
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+def free_now() -> int:
     cuda = open_cuda()
     cuda.activate()
-    ctypes.CDLL("libcuda.so.1").cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
-    cuda.deactivate()
-    cuda.close()
-    return free.value
+    try:
+        return free_memory()
+    finally:
+        cuda.deactivate()
+        cuda.close()

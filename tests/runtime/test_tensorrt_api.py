@@ -14,7 +14,15 @@ from wnlb.runtime.tensorrt_engine import _TYPES
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "tests" / "data" / "tensorrt_api.json").read_text())
 VERSIONS = sorted(RECORDED)
-PARTS = ("build", "build_progress", "engine_layers", "tensorrt_engine", "tensorrt_library", "timing_cache")
+PARTS = (
+    "build",
+    "build_progress",
+    "engine_layers",
+    "engine_timing",
+    "tensorrt_engine",
+    "tensorrt_library",
+    "timing_cache",
+)
 FILES = [ROOT / "runtime" / f"{name}.py" for name in PARTS]
 FILES.append(ROOT / "plugins" / "library.py")
 # How variables that hold TensorRT's objects are called in our code.
@@ -94,6 +102,8 @@ def test_the_names_are_found() -> None:
         "ITimingCache.serialize",
         "ParserError.node_operator",
         "IPluginRegistry.load_library",
+        "IExecutionContext.profiler",
+        "IProfiler",
     } <= names()
     assert not has("10.3.0", "IBuilderConfig.set_nothing")
     assert not has("11.4.0.106", "IBuilderConfig.int8_calibrator")  # gone in 11

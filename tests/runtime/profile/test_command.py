@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.profile.worker import Worker
+from wnlb.runtime.profile.worker import How, Worker
 
 QUICK = ("--duration", "0.2", "--warm-up", "10", "--iterations", "5")
 
@@ -28,7 +28,7 @@ def test_two_models_and_one_that_is_none(
     (tmp_path / "bad.onnx").write_bytes(b"bad")
     for number in range(3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((64, 96, 3), 40 * number, np.uint8))
-    words = [planted_model_path, small_model_path, tmp_path / "bad.onnx", "--images", tmp_path, *QUICK]
+    words = [planted_model_path, small_model_path, tmp_path / "bad.onnx", "--images", tmp_path, "--no-accuracy", *QUICK]
     ran = wnlb("profile", *words, "-o", tmp_path / "report")
     assert (ran.code, ran.err) == (0, "")
     assert "planted.onnx" in ran.out
@@ -40,21 +40,110 @@ def test_two_models_and_one_that_is_none(
     assert (planted["batch"], small["batch"], planted["precision"]) == (2, 1, "fp32")
     for row in (planted, small):
         parts = row["parts"]
-        assert parts["total"]["count"] == len(row["samples_ms"]) >= 5
+        assert parts["total"]["count"] == len(row["samples_ms"]) == len(row["samples_at_s"]) >= 5
+        assert row["samples_at_s"] == sorted(row["samples_at_s"])
         assert parts["total"]["min"] <= parts["total"]["p50"] <= parts["total"]["p99"] <= parts["total"]["max"]
         assert parts["infer"]["p50"] <= parts["total"]["p50"] * 1.001
         assert row["frames_per_second"] == pytest.approx(1e3 * row["batch"] / parts["total"]["mean"])
-        assert row["start_up_ms"] > 0
-        assert row["first_ms"] > 0
+        assert min(row["start_up_ms"], row["first_ms"]) > 0
         assert row["peak_bytes"] > 20 << 20
-        assert row["backend"].startswith("ONNX Runtime")
+        assert row["description"].startswith("ONNX Runtime")
+        assert (row["accuracy"], row["made_by"], row["backend"]) == (None, "", "onnxruntime")
     assert {"c2 block", "mask head"} <= set(small["stages"])
+    known = {stage: ms for stage, ms in small["stages"].items() if stage != "between layers"}
+    assert set(known) == set(small["floor"])
+    assert small["floor"]["c2"]["flops"] > 1e6
+    assert report["peaks"]["onnxruntime"]["flops_per_s"]["fp32"] > 1e9
     assert bad["failure"]
     assert bad["parts"] == {}
     text = (tmp_path / "report" / "report.md").read_text()
     assert "| planted.onnx" in text
     assert "c2 block" in text
     assert f"wnlb profile {planted_model_path}" in text
+    assert "<svg" in (tmp_path / "report" / "report.html").read_text()
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        "models",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
+
+
+@pytest.mark.parametrize("source", ["small_model_path", pytest.param("small_checkpoint_path", marks=pytest.mark.slow)])
+def test_what_is_missing_is_made(
+    wnlb: Callable[..., Any], request: pytest.FixtureRequest, source: str, tmp_path: Path
+) -> None:
+    """Exports, converts, scores and measures; the second time nothing is made again."""
+    path: Path = request.getfixturevalue(source)
+    wnlb("scenes", "-o", tmp_path / "night", "--count", 2, "--size", "96x128")
+    images, labels = tmp_path / "night" / "images", tmp_path / "night" / "annotations.json"
+    words = ["profile", path, "--size", "64x96", "--precisions", "fp16", "--no-stages", *QUICK]
+    words += ["--backends", "onnxruntime,tensorrt,tensorrt-rtx"]
+    words += ["--annotations", labels, "--eval-images", images, "-o", tmp_path / "report"]
+    ran = wnlb(*words)
+    assert ran.code == 0, ran
+    made = [line.split()[2] for line in ran.err.splitlines() if line.startswith("+ ")]
+    assert made == [*(["export"] if path.suffix != ".onnx" else []), "convert", "evaluate"]
+    rows = {row["name"]: row for row in json.loads((tmp_path / "report" / "report.json").read_text())["rows"]}
+    row = rows.pop("small.fp16.onnx")
+    assert (row["failure"], row["precision"], row["accuracy"]["truth"]) == ("", "fp16", "labels")
+    assert sum(own["images"] for own in row["accuracy"]["by_darkness"].values()) == row["accuracy"]["images"] == 2
+    assert row["parts"]["total"]["p50"] > 0
+    assert row["build_seconds"] > 0
+    assert row["made_by"].startswith("wnlb convert ")
+    names = {f"small.fp16.{backend}.engine" for backend in ("tensorrt", "tensorrt.plugin", "tensorrt-rtx")}
+    assert {name for name, row in rows.items() if "no NVIDIA driver" in row["failure"]} == names == set(rows)
+    again = wnlb(*words)
+    assert (again.code, again.err) == (0, "")
+
+
+def test_agreement_without_labels(
+    wnlb: Callable[..., Any], small_model_path: Path, planted_model_path: Path, tmp_path: Path
+) -> None:
+    """The first FP32 file is the reference, for itself too."""
+    for number in range(2):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((64, 96, 3), 100 + 40 * number, np.uint8))
+    shutil.copy(small_model_path, tmp_path / "copy.onnx")
+    words = [small_model_path, tmp_path / "copy.onnx", "--images", tmp_path, "--no-stages", *QUICK, "--json"]
+    ran = wnlb("profile", *words)
+    assert ran.code == 0, ran
+    first, second = json.loads(ran.out)["rows"]
+    assert first["accuracy"]["truth"] == "reference"
+    assert first["accuracy"]["images"] == 2
+    assert first["accuracy"]["box_ap"] > 99
+    assert first["accuracy"] == second["accuracy"]
+
+
+def test_sustained_runs_one_after_the_other(
+    wnlb: Callable[..., Any], planted_model_path: Path, small_model_path: Path
+) -> None:
+    ran = wnlb("profile", planted_model_path, small_model_path, *QUICK, "--sustained", "0.4s", "--no-stages", "--json")
+    report = json.loads(ran.out)
+    first, second = report["rows"]
+    assert report["plan"]["duration_s"] == 0.4
+    assert max(first["samples_at_s"]) < min(second["samples_at_s"])
+
+
+def test_files_of_one_name(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: Path) -> None:
+    shutil.copy(planted_model_path, tmp_path / "planted.onnx")
+    ran = wnlb("profile", planted_model_path, tmp_path / "planted.onnx", *QUICK, "--no-stages", "--json")
+    names = [row["name"] for row in json.loads(ran.out)["rows"]]
+    assert names == [str(planted_model_path), str(tmp_path / "planted.onnx")]
+
+
+def test_comparing(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: Path) -> None:
+    words = ["profile", planted_model_path, *QUICK, "--iterations", "40", "--no-stages", "-o", tmp_path / "old"]
+    assert wnlb(*words).code == 0
+    old = tmp_path / "old" / "report.json"
+    report = json.loads(old.read_text())
+    report["rows"][0]["samples_ms"] = [2 * ms for ms in report["rows"][0]["samples_ms"]]
+    (tmp_path / "new.json").write_text(json.dumps(report))
+    ran = wnlb("profile", "--compare", old, tmp_path / "new.json", "--max-regression", "5")
+    assert ran.code == 1
+    assert "slower" in ran.out
+    assert ran.out.endswith("regressed: planted.onnx\n")
+    assert wnlb("profile", "--compare", old, old, "--max-regression", "5").code == 0
+    assert wnlb("profile", "--compare", old, tmp_path / "new.json").code == 0
 
 
 def test_a_model_that_is_not_ours(wnlb: Callable[..., Any], tmp_path: Path) -> None:
@@ -79,14 +168,26 @@ def test_as_json(wnlb: Callable[..., Any], planted_model_path: Path) -> None:
 
 
 def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: Path) -> None:
-    shutil.copy(planted_model_path, tmp_path / "planted.onnx")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "weights.pth").write_bytes(b"1")
+    model, output = planted_model_path, ("-o", tmp_path / "report")
     for words, message in (
+        ([], "no model was given"),
         ([tmp_path / "no.onnx"], "does not exist"),
-        ([planted_model_path, planted_model_path], "is named twice"),
-        ([planted_model_path, "--iterations", "0"], "at least one iteration"),
-        ([planted_model_path, "--images", tmp_path / "empty"], "holds no pictures"),
-        ([planted_model_path, "-o", planted_model_path], "cannot be made"),
+        ([tmp_path], "is a folder"),
+        ([model, model], "is named twice"),
+        ([model, "--iterations", "0"], "at least one iteration"),
+        ([model, "--sustained", "soon"], "expected a time such as"),
+        ([model, "--sustained", "0m"], "expected a time such as"),
+        ([model, "--images", tmp_path / "empty"], "holds no pictures"),
+        ([model, "-o", model], "cannot be made"),
+        ([model, "--precisions", "fp16"], "give -o"),
+        ([model, "--precisions", "fp17", *output], "precision is 'fp17'; expected some of fp32,fp16,bf16,int8"),
+        ([model, "--annotations", tmp_path / "a.json"], "--annotations and --eval-images go together"),
+        ([model, "--max-regression", "5"], "--max-regression is for --compare"),
+        ([tmp_path / "weights.pth", *output], "needs --size"),
+        ([tmp_path / "none.pth", "--size", "64x96", *output], "does not exist"),
+        (["--compare", model, model], "report"),
     ):
         assert message in wnlb("profile", *words).refused()
     ran = wnlb("profile", Path(__file__), *QUICK)
@@ -95,9 +196,10 @@ def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: 
 
 
 def test_a_process_that_dies_is_told(planted_model_path: Path) -> None:
-    worker = Worker("planted.onnx", planted_model_path, [np.zeros((64, 96, 3), np.uint8)], "cpu", 1)
+    worker = Worker("planted.onnx", planted_model_path, [np.zeros((64, 96, 3), np.uint8)], How("cpu", 1))
     assert [times.keys() for times in worker.run(2)] == [{"prepare", "infer", "paste", "total"}] * 2
-    assert worker.peak_bytes() > 20 << 20
+    assert worker.memory()[0] > 20 << 20
+    assert worker.memory()[1] == 0  # of a GPU
     pid = worker._process.pid
     assert pid
     os.kill(pid, signal.SIGKILL)
@@ -109,4 +211,4 @@ def test_a_process_that_dies_is_told(planted_model_path: Path) -> None:
 
 def test_a_model_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(WnlbError, match="does not exist"):
-        Worker("no.onnx", tmp_path / "no.onnx", [np.zeros((64, 96, 3), np.uint8)])
+        Worker("no.onnx", tmp_path / "no.onnx", [np.zeros((64, 96, 3), np.uint8)], How())

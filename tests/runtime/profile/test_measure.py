@@ -54,6 +54,12 @@ def test_turns_alternate_and_each_gets_its_duration_and_iterations() -> None:
     assert samples["fast"].of("total") == [MS] * 64
     assert samples["slow"].of("infer") == [250.0] * 10
     assert samples["slow"].of("paste") == []
+    turns = samples["fast"].turns  # behind one another, with those of the other in between
+    assert [count for _, _, count in turns] == [8] * 8
+    assert turns[1][0] - turns[0][1] == 0.5
+    moments = samples["fast"].moments()
+    assert moments[:3] == [turns[0][0] + MS / 1e3 * (i + 1) for i in range(3)]
+    assert (len(moments), moments[-1]) == (64, turns[-1][1])
 
 
 def test_the_first_runs_do_not_count() -> None:
