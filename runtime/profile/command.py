@@ -163,6 +163,14 @@ def _check(arguments: argparse.Namespace) -> None:
         raise WnlbError("models are to be made; give -o, the folder for them and for the report")
     if bool(arguments.annotations) != bool(arguments.eval_images):
         raise WnlbError("--annotations and --eval-images go together: give both, or none to compare with FP32")
+    if (
+        arguments.images
+        and arguments.eval_images
+        and Path(arguments.images).resolve() == Path(arguments.eval_images).resolve()
+    ):
+        raise WnlbError(
+            "--images and --eval-images are the same pictures; INT8 must not be calibrated on what it is judged by"
+        )
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

@@ -80,6 +80,7 @@ def test_what_is_missing_is_made(
     words = ["profile", path, "--size", "64x96", "--precisions", "fp16", "--no-stages", *QUICK]
     words += ["--backends", "onnxruntime,tensorrt,tensorrt-rtx"]
     words += ["--annotations", labels, "--eval-images", images, "-o", tmp_path / "report"]
+    words += ["--images", tmp_path / "night" / "clean"]
     ran = wnlb(*words)
     assert ran.code == 0, ran
     made = [line.split()[2] for line in ran.err.splitlines() if line.startswith("+ ")]
@@ -184,6 +185,7 @@ def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: 
         ([model, "--precisions", "fp16"], "give -o"),
         ([model, "--precisions", "fp17", *output], "precision is 'fp17'; expected some of fp32,fp16,bf16,int8"),
         ([model, "--annotations", tmp_path / "a.json"], "--annotations and --eval-images go together"),
+        ([model, "--annotations", model, "--eval-images", tmp_path, "--images", tmp_path], "are the same pictures"),
         ([model, "--max-regression", "5"], "--max-regression is for --compare"),
         ([tmp_path / "weights.pth", *output], "needs --size"),
         ([tmp_path / "none.pth", "--size", "64x96", *output], "does not exist"),
