@@ -95,34 +95,17 @@ def to_half(
     overflowing = _overflowing(model, heavy, weights, largest or {}) if precision == "fp16" else set()
     heavy = heavy - overflowing  # a new set: the caller keeps its own
     outputs = {value.name for value in model.graph.output}
-    casts: dict[tuple[str, int], str] = {}
-    nodes: list[onnx.NodeProto] = []
-    used: dict[str, NDArray] = {}
-    now = dict(types)  # of each tensor, in the new graph
-
-    def wanted(name: str, kind: int) -> str:
-        """``name`` in type ``kind``, through a cast or a converted weight."""
-        if now[name] == kind:
-            return name
-        if (name, kind) not in casts:
-            new = casts[name, kind] = f"{name}.{'fp32' if kind == TensorProto.FLOAT else precision}"
-            if name in weights:
-                values = used[name] = numpy_helper.to_array(weights[name])
-                model.graph.initializer.append(_half_tensor(values, half, new))
-            else:
-                nodes.append(helper.make_node("Cast", [name], [new], name=f"{new}/Cast", to=kind))
-        return casts[name, kind]
-
+    casts = _Casts(precision, types, weights)
     for node in model.graph.node:
         kind = half if node.name in heavy else TensorProto.FLOAT
         own = _OWN_TYPE.get(node.op_type, ())
         for i, name in enumerate(node.input):
             if types.get(name) == TensorProto.FLOAT:
-                node.input[i] = wanted(name, TensorProto.FLOAT if i in own else kind)
-        nodes.append(node)
+                node.input[i] = casts.wanted(name, TensorProto.FLOAT if i in own else kind)
+        casts.nodes.append(node)
         for name in node.output:
             if types.get(name) == TensorProto.FLOAT:
-                now[name] = kind
+                casts.now[name] = kind
                 if name in outputs and kind == half:
                     raise GraphError(f"output {name} is made by {node.name} in {precision}; expected float32")
         if node.op_type == "Cast" and kind == half:
@@ -130,15 +113,44 @@ def to_half(
                 if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                     attribute.i = half
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    model.graph.node.extend(casts.nodes)
+    model.graph.initializer.extend(casts.converted)
     _drop_unused_weights(model)
     infer_again(model)
-    vanishing = {
-        name: int(((values != 0) & (np.abs(values) < FP16_TINY / 2)).sum()) for name, values in used.items()
-    } if precision == "fp16" else {}  # fmt: skip
-    return MixedReport(
-        len(heavy), len(nodes) - len(heavy), tuple(sorted(overflowing)), {k: v for k, v in vanishing.items() if v}
-    )
+    vanishing = casts.vanishing() if precision == "fp16" else {}
+    return MixedReport(len(heavy), len(casts.nodes) - len(heavy), tuple(sorted(overflowing)), vanishing)
+
+
+class _Casts:
+    """Tensors in the other type, made when they are first asked for."""
+
+    def __init__(self, precision: str, types: dict[str, int], weights: dict[str, onnx.TensorProto]) -> None:
+        self._precision, self._weights = precision, weights
+        self._names: dict[tuple[str, int], str] = {}
+        self._used: dict[str, NDArray] = {}
+        self.now = dict(types)  # of each tensor, in the new graph
+        self.nodes: list[onnx.NodeProto] = []
+        self.converted: list[onnx.TensorProto] = []
+
+    def wanted(self, name: str, kind: int) -> str:
+        """``name`` in type ``kind``, through a cast or a converted weight."""
+        if self.now[name] == kind:
+            return name
+        if (name, kind) not in self._names:
+            new = self._names[name, kind] = f"{name}.{'fp32' if kind == TensorProto.FLOAT else self._precision}"
+            if name in self._weights:
+                values = self._used[name] = numpy_helper.to_array(self._weights[name])
+                self.converted.append(_half_tensor(values, HALF[self._precision], new))
+            else:
+                self.nodes.append(helper.make_node("Cast", [name], [new], name=f"{new}/Cast", to=kind))
+        return self._names[name, kind]
+
+    def vanishing(self) -> dict[str, int]:
+        """How many values of the converted weights FP16 turns to 0, where it does."""
+        counts = {
+            name: int(((values != 0) & (np.abs(values) < FP16_TINY / 2)).sum()) for name, values in self._used.items()
+        }
+        return {name: count for name, count in counts.items() if count}
 
 
 def infer_again(model: onnx.ModelProto) -> None:

@@ -98,61 +98,66 @@ def quantize(model: onnx.ModelProto, layers: Collection[str], ranges: dict[str, 
     """
     graph, chosen = Graph(model), set(layers)
     shortcuts = {(node.name, i) for node, i in graph.shortcuts(chosen)}
-    zero = numpy_helper.from_array(np.zeros((), np.int8), "int8.zero")
-    constants: dict[str, onnx.TensorProto] = {zero.name: zero}
-    nodes: list[onnx.NodeProto] = []
-    pairs: dict[str, str] = {}
-
-    def activation(name: str) -> str:
-        """``name`` after its pair."""
-        if name not in pairs:
-            source = graph.source(name)
-            if source not in ranges:
-                raise GraphError(f"no range was measured for {source}; calibrate again")
-            value = np.asarray(_scale(np.float64(ranges[source])), np.float32)
-            scale = numpy_helper.from_array(value, f"{name}.scale")
-            constants[scale.name] = scale
-            inner, pairs[name] = f"{name}{_QUANTIZED}", f"{name}{_DEQUANTIZED}"
-            parameters = [scale.name, zero.name]
-            nodes.append(helper.make_node("QuantizeLinear", [name, *parameters], [inner], f"{name}/QuantizeLinear"))
-            nodes.append(
-                helper.make_node("DequantizeLinear", [inner, *parameters], [pairs[name]], f"{name}/DequantizeLinear")
-            )
-        return pairs[name]
-
-    def weight(name: str, axis: int) -> str:
-        """``name`` as int8 and its scales."""
-        if name not in pairs:
-            integers, scales = quantized_weight(numpy_helper.to_array(graph.weights[name]), axis)
-            parts: dict[str, NDArray] = {
-                _QUANTIZED: integers,
-                ".scale": scales,
-                ".zero": np.zeros(scales.shape, np.int8),
-            }
-            for suffix, array in parts.items():
-                constants[name + suffix] = numpy_helper.from_array(array, name + suffix)
-            pairs[name] = f"{name}{_DEQUANTIZED}"
-            nodes.append(
-                helper.make_node(
-                    "DequantizeLinear", [name + s for s in parts], [pairs[name]], f"{name}/DequantizeLinear", axis=axis
-                )
-            )
-        return pairs[name]
-
+    pairs = _Pairs(graph, ranges)
     for node in model.graph.node:
         if node.name in chosen:
-            node.input[1] = weight(node.input[1], output_axis(node))
-            node.input[0] = activation(node.input[0])
+            node.input[1] = pairs.weight(node.input[1], output_axis(node))
+            node.input[0] = pairs.activation(node.input[0])
         for i in range(len(node.input)):
             if (node.name, i) in shortcuts:
-                node.input[i] = activation(node.input[i])
-        nodes.append(node)
+                node.input[i] = pairs.activation(node.input[i])
+        pairs.nodes.append(node)
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in (*model.graph.initializer, *constants.values()) if tensor.name in read]
+    model.graph.node.extend(pairs.nodes)
+    read = {name for node in pairs.nodes for name in node.input}
+    kept = [tensor for tensor in (*model.graph.initializer, *pairs.constants.values()) if tensor.name in read]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+class _Pairs:
+    """Q/DQ nodes and their constants, made when they are first asked for."""
+
+    def __init__(self, graph: Graph, ranges: dict[str, float]) -> None:
+        self._graph, self._ranges = graph, ranges
+        self._zero = numpy_helper.from_array(np.zeros((), np.int8), "int8.zero")
+        self._names: dict[str, str] = {}  # of tensors, to what comes out of their pair
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {self._zero.name: self._zero}
+
+    def activation(self, name: str) -> str:
+        """``name`` after its pair. Raises GraphError where its range is missing."""
+        if name not in self._names:
+            source = self._graph.source(name)
+            if source not in self._ranges:
+                raise GraphError(f"no range was measured for {source}; calibrate again")
+            value = np.asarray(_scale(np.float64(self._ranges[source])), np.float32)
+            parameters = [self._constant(f"{name}.scale", value), self._zero.name]
+            inner = f"{name}{_QUANTIZED}"
+            inputs = [name, *parameters]
+            self.nodes.append(helper.make_node("QuantizeLinear", inputs, [inner], f"{name}/QuantizeLinear"))
+            self._dequantize(name, [inner, *parameters])
+        return self._names[name]
+
+    def weight(self, name: str, axis: int) -> str:
+        """``name`` as int8 and its scales, dequantised."""
+        if name not in self._names:
+            integers, scales = quantized_weight(numpy_helper.to_array(self._graph.weights[name]), axis)
+            zeros = np.zeros(scales.shape, np.int8)
+            parts: dict[str, NDArray] = {_QUANTIZED: integers, ".scale": scales, ".zero": zeros}
+            self._dequantize(name, [self._constant(name + suffix, array) for suffix, array in parts.items()], axis)
+        return self._names[name]
+
+    def _constant(self, name: str, array: NDArray) -> str:
+        self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def _dequantize(self, name: str, inputs: list[str], axis: int | None = None) -> None:
+        output = self._names[name] = f"{name}{_DEQUANTIZED}"
+        node = helper.make_node("DequantizeLinear", inputs, [output], f"{name}/DequantizeLinear")
+        if axis is not None:
+            node.attribute.append(helper.make_attribute("axis", axis))
+        self.nodes.append(node)
 
 
 def quantized_weight(values: NDArray, axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

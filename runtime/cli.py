@@ -40,12 +40,12 @@ EXTRAS = {
     "cv2": "cpu",
 }
 EXAMPLES = """\
-a first round:
+from a checkpoint to the night, in five commands:
   wnlb export checkpoint.pth -o model.onnx --size 416x608
-  wnlb convert model.onnx --precision fp16 -o model.fp16.onnx --images night_pictures/
-  wnlb build model.fp16.onnx -o model.engine         # or run the .onnx files themselves, in ONNX Runtime
-  wnlb run model.engine 0                            # camera 0
-  wnlb doctor                                        # what this machine can do
+  wnlb convert model.onnx --precision int8 -o model.int8.onnx --images night_pictures/
+  wnlb build model.int8.onnx -o model.engine         # or run the .onnx files themselves, in ONNX Runtime
+  wnlb run model.engine 0 --serve 127.0.0.1:8080     # camera 0, with a live page
+  wnlb profile checkpoint.pth --size 416x608 --images night_pictures/ -o report/    # which precision, at what cost
 
 'wnlb COMMAND --help' explains a command.
 Exit codes: 0 done, 1 a check did not hold, 2 bad input, 3 some files of many were bad.

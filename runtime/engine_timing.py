@@ -15,7 +15,7 @@ Reported = list[tuple[str, float]]  # layers of one run, in the order in which t
 
 
 @dataclass(frozen=True)
-class Work:
+class Parts:
     """The three parts of a run; each call puts its part on the stream and returns."""
 
     upload: Callable[[], None]
@@ -42,19 +42,19 @@ class PartTimer:
             self.close()
             raise
 
-    def measure(self, work: Work, transfers: bool, spin_wait: bool) -> dict[str, float]:
+    def measure(self, parts: Parts, transfers: bool, spin_wait: bool) -> dict[str, float]:
         """Run once and wait for it; see ``TensorRtEngine.timed``."""
         before, uploaded, inferred, downloaded = self._events
         if transfers:
             before.record(self._stream)
-        work.upload()  # without transfers too, but outside of the times: the inference wants an input
+        parts.upload()  # without transfers too, but outside of the times: the inference wants an input
         uploaded.record(self._stream)
         started = perf_counter()
-        work.infer()
+        parts.infer()
         enqueue = 1e3 * (perf_counter() - started)
         inferred.record(self._stream)
         if transfers:
-            work.download()
+            parts.download()
             downloaded.record(self._stream)
         _wait(downloaded if transfers else inferred, spin_wait)
         gpu = inferred.ms_since(uploaded)

@@ -15,7 +15,7 @@ from wnlb.runtime.cuda import Buffer, Cuda, open_cuda
 from wnlb.runtime.driver import Gpu, Graph, find_gpu, free_memory
 from wnlb.runtime.engine_layers import onnx_names_of_engine
 from wnlb.runtime.engine_manifest import Manifest
-from wnlb.runtime.engine_timing import PartTimer, Reported, Work, make_profiler, mean_layer_times
+from wnlb.runtime.engine_timing import Parts, PartTimer, Reported, make_profiler, mean_layer_times
 from wnlb.runtime.errors import MissingDependency, WnlbError
 from wnlb.runtime.tensorrt_library import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
 
@@ -134,8 +134,8 @@ class TensorRtEngine:
             if self._timer is None:
                 self._timer = PartTimer(cuda.stream)
             graph = self._inference_graph(cuda) if cuda_graph else None
-            work = Work(self._upload, graph.launch if graph else self._infer, self._download)
-            return self._timer.measure(work, transfers, spin_wait)
+            parts = Parts(self._upload, graph.launch if graph else self._infer, self._download)
+            return self._timer.measure(parts, transfers, spin_wait)
 
     def layer_times(self, runs: int) -> Reported:
         """Names of TensorRT's layers, in the order of execution, and the mean milliseconds of ``runs`` runs, 1 or more.

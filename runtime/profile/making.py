@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -147,11 +148,12 @@ def _key(words: Sequence[str | Path], inputs: Sequence[Path | str]) -> str:
 
 
 def _state(entry: Path | str) -> Any:
-    """Something that changes when the file changes, or a file of the folder."""
+    """Something that changes when the file changes, or a file of the folder or pattern."""
     path = Path(entry)
     if path.is_file():
         return sha256_of(path)
-    if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.is_file()]
-        return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    if path.is_dir() or any(letter in "*?[" for letter in str(entry)):
+        found = path.iterdir() if path.is_dir() else map(Path, glob.glob(str(entry), recursive=True))
+        files = [file for file in sorted(found) if file.is_file()]
+        return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return str(entry)

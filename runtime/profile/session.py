@@ -15,12 +15,15 @@ from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import sha256_of
 from wnlb.runtime.profile.making import Maker
 from wnlb.runtime.profile.measure import Plan, Samples, measure
+from wnlb.runtime.profile.onnxruntime_stages import BETWEEN
 from wnlb.runtime.profile.report import Row
 from wnlb.runtime.profile.sensors import Sampler, conditions_of, find_sensors, over_current_growth
+from wnlb.runtime.profile.stages import UNKNOWN
 from wnlb.runtime.profile.variants import Variant
 from wnlb.runtime.profile.worker import How, Worker
 
 STAGE_RUNS = 5
+MAPPED = 0.95  # of the time that the profiler saw; below that stages are doubted
 CURVE_POINTS = 1000  # of what the sensors told
 NOT_OURS = "not ours: bare inference on zeros, without preparation and masks"
 Progress = Callable[[str], object]
@@ -115,8 +118,17 @@ def add_memory_and_stages(workers: Sequence[Worker], rows: dict[str, Row], stage
             if stages:
                 progress(worker.name)
                 row.stages = worker.stages(STAGE_RUNS)
+                row.warnings += _doubts(row.stages)
         except WnlbError as error:
             row.warnings.append(f"stages are not measured: {error}")
+
+
+def _doubts(stages: dict[str, float]) -> list[str]:
+    whole = sum(stages.values())
+    told = whole - stages.get(BETWEEN, 0.0) - stages.get(UNKNOWN, 0.0)
+    return (
+        [f"stages account for {100 * told / whole:.0f} % of the time only"] if whole and told < MAPPED * whole else []
+    )
 
 
 def close(workers: Sequence[Worker]) -> None:

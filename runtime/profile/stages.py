@@ -22,6 +22,7 @@ STAGES = (
     "mask roi align",
     "mask head",
 )
+UNKNOWN = "unknown"  # where no layer tells
 _SCOPES = (
     (re.compile(r"body\.layer([1-4])\.wnlb"), lambda m: f"c{int(m[1]) + 1} block"),
     (re.compile(r"fpn\.(?:lateral|output)\.([cp][2-5])"), lambda m: f"{m[1]} block"),
@@ -70,7 +71,7 @@ def stage_times(layers: Iterable[tuple[str, float]]) -> dict[str, float]:
         times[stage] = times.get(stage, 0.0) + time + (waiting if not current else 0.0)
         current = stage
     if not current and waiting:
-        times["unknown"] = waiting
+        times[UNKNOWN] = waiting
     return {stage: times[stage] for stage in sorted(times, key=place_of)}
 
 

@@ -51,7 +51,7 @@ class Worker:
     """
 
     def __init__(self, name: str, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
-        self.name = name
+        self.name, self.how = name, how
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         arguments = (theirs, model, frames, how)

@@ -25,7 +25,10 @@ from wnlb.runtime.engine_manifest import manifest_path, read_manifest
 from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.profile.floor import run_in_tensorrt
+from wnlb.runtime.profile.peaks import peak_model
 from wnlb.runtime.profile.stages import stage_of
+from wnlb.runtime.profile.worker import How, _opened
 from wnlb.runtime.tensorrt_backend import TensorRtBackend
 from wnlb.runtime.tensorrt_engine import TensorRtEngine
 
@@ -529,3 +532,17 @@ def test_the_gpu_is_described(driver: Any) -> None:
     assert (gpu.integrated, gpu.memory) == (True, 8 << 30)
     with pytest.raises(MissingDependency, match="sees 1 GPUs; GPU 3"):
         find_gpu(3)
+
+
+def test_the_profile_of_an_engine(fused: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    """Whole frames, trtexec's parts beside them, stages, memory; and the machine's peaks through TensorRT."""
+    runner = _opened(engine_from(fused, tmp_path), [np.zeros((48, 80, 3), np.uint8)], How(data_transfers=False))
+    assert runner.contract["precision"] == "fp32"
+    assert set(runner.run()) == {"prepare", "infer", "paste"}
+    assert set(runner.timed()) == {"gpu", "latency", "enqueue"}
+    assert runner.device_bytes > 0
+    trt.planted_layers.extend(PLANTED_LAYERS)
+    assert runner.stages(3) == {"stem": 6.0, "proposals": 12.0}  # the copies count to what stands before them
+    runner._predictor.close()
+    with run_in_tensorrt("tensorrt")(peak_model(tmp_path, "fp32", 8).path) as run:
+        assert run() >= 0

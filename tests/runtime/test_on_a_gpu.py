@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import statistics
@@ -19,6 +20,7 @@ from wnlb.export.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.export.verify import dark_scene
 from wnlb.runtime.build import BuildOptions, build_engine
+from wnlb.runtime.cli import main
 from wnlb.runtime.cuda import open_cuda
 from wnlb.runtime.driver import Graph, find_gpu, free_memory
 from wnlb.runtime.errors import WnlbError
@@ -206,6 +208,25 @@ def test_an_engine_takes_as_long_as_for_trtexec(trtexec: str, small_checkpoint_p
     ours = statistics.median(before + gpu_times(backend))
     backend.close()
     assert ours == pytest.approx(gpu_compute_median(ran.stdout), rel=0.03)
+
+
+@on_a_gpu
+@pytest.mark.tensorrt
+def test_the_profile_of_engines(small_model_path: Path, tmp_path: Path, library: str) -> None:
+    """From the ONNX file: engines are built, measured beside ONNX Runtime, and have stages and a floor."""
+    words = ["profile", str(small_model_path), "--precisions", "fp32,fp16", "--backends", f"onnxruntime,{library}"]
+    assert main([*words, "--duration", "1", "-o", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    assert report["peaks"][library]["flops_per_s"]["fp16"] > 1e11
+    for name in (f"small.{library}.engine", f"small.fp16.{library}.engine"):
+        row = rows[name]
+        assert (row["failure"], row["backend"]) == ("", library)
+        assert row["device_bytes"] > 0
+        parts = row["parts"]
+        assert parts["gpu"]["p50"] <= parts["latency"]["p50"] <= parts["infer"]["p50"] * 1.5
+        assert "c2 block" in row["stages"]
+        assert row["floor"]
 
 
 @pytest.fixture

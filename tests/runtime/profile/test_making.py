@@ -43,7 +43,7 @@ def test_a_file_is_made_once(commands: Commands, tmp_path: Path) -> None:
     assert commands.seen == [["export", str(tmp_path / "weights"), "-o", str(path)]]
 
 
-@pytest.mark.parametrize("change", ["input", "folder", "words", "file", "gone", "record", "version"])
+@pytest.mark.parametrize("change", ["input", "folder", "pattern", "words", "file", "gone", "record", "version"])
 def test_it_is_made_again_where_something_changed(
     commands: Commands, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,12 +51,15 @@ def test_it_is_made_again_where_something_changed(
     weights.write_text("1")
     pictures.mkdir()
     (pictures / "a.png").write_text("1")
-    words = ["export", "x"]
-    path = Maker(tmp_path / "models", quiet=True).make("a.onnx", words, [weights, pictures, "SM 8.7"])
+    words, inputs = ["export", "x"], [weights, pictures, "SM 8.7", f"{tmp_path}/**/*.jpg"]
+    path = Maker(tmp_path / "models", quiet=True).make("a.onnx", words, inputs)
     if change == "input":
         weights.write_text("2")
     elif change == "folder":
         (pictures / "b.png").write_text("1")
+    elif change == "pattern":
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "deep" / "b.jpg").write_text("1")
     elif change == "words":
         words = ["export", "y"]
     elif change == "file":
@@ -67,7 +70,7 @@ def test_it_is_made_again_where_something_changed(
         (path.parent / "made.json").write_text('{"a.onnx": {"key": 1}}')
     else:
         monkeypatch.setattr("importlib.metadata.version", lambda name: "9.9.9")
-    Maker(tmp_path / "models", quiet=True).make("a.onnx", words, [weights, pictures, "SM 8.7"])
+    Maker(tmp_path / "models", quiet=True).make("a.onnx", words, inputs)
     assert len(commands.seen) == 2
 
 
