@@ -56,7 +56,7 @@ def open_backend(path: Path | str, *, device: str = "auto", threads: int = 0, tr
     if path.suffix == ".engine":
         if device == "cpu":
             raise WnlbError(f"engine {path} runs on a GPU only; for the CPU give the .onnx file")
-        from wnlb.runtime.tensorrt_backend import TensorRtBackend
+        from wnlb.runtime.engine.backend import TensorRtBackend
 
         return TensorRtBackend(path, trust=trust)
     if trust is not None:

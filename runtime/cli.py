@@ -19,8 +19,8 @@ from wnlb.runtime.errors import WnlbError
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
     "convert": ("wnlb.calibration.convert_command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
-    "build": ("wnlb.runtime.build_command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
-    "run": ("wnlb.runtime.run_command", "a camera, stream or video in real time, with a live page"),
+    "build": ("wnlb.runtime.engine.command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
+    "run": ("wnlb.runtime.live.command", "a camera, stream or video in real time, with a live page"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
     "evaluate": ("wnlb.calibration.evaluate_command", "AP on labelled pictures, by class and by darkness"),

@@ -12,8 +12,10 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from wnlb.runtime.driver import find_gpu
+from wnlb.runtime.engine.driver import find_gpu
+from wnlb.runtime.engine.tensorrt import load_tensorrt
 from wnlb.runtime.errors import MissingDependency, WnlbError
+from wnlb.runtime.live.window import has_display
 from wnlb.runtime.machine import (
     clocks_are_fixed,
     fastest_power_mode,
@@ -24,8 +26,6 @@ from wnlb.runtime.machine import (
     processor,
 )
 from wnlb.runtime.table import human_bytes
-from wnlb.runtime.tensorrt_library import load_tensorrt
-from wnlb.runtime.window import has_display
 
 _MARKS = {"yes": "+", "no": "-", "note": "!"}
 _DESCRIPTION = """\
@@ -126,7 +126,7 @@ def _cuda() -> tuple[str, str, str]:
 
 
 def _tensorrt(name: str) -> tuple[str, str, str]:
-    from wnlb.runtime.tensorrt_library import HOW_TO_INSTALL
+    from wnlb.runtime.engine.tensorrt import HOW_TO_INSTALL
 
     try:
         return "yes", load_tensorrt(name).title, ""
@@ -172,7 +172,7 @@ def _opencv() -> tuple[str, str, str]:
     try:
         import cv2
 
-        from wnlb.runtime.feed import has_gstreamer
+        from wnlb.runtime.live.feed import has_gstreamer
     except ImportError:
         return (
             "no",

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from wnlb.runtime.build_command import summary
-from wnlb.runtime.engine_manifest import Manifest, read_manifest
+from wnlb.runtime.engine.command import summary
+from wnlb.runtime.engine.manifest import Manifest, read_manifest
 from wnlb.runtime.files import sha256_of
 from wnlb.runtime.onnx_file import contract_of, described, read_onnx
 from wnlb.runtime.table import human_bytes

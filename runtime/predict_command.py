@@ -18,13 +18,13 @@ from wnlb.runtime.coco import CocoDocument
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
+from wnlb.runtime.live.video_file import VideoFile
+from wnlb.runtime.live.window import Window
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.source import Frame, Source, open_source
 from wnlb.runtime.table import table
-from wnlb.runtime.video_file import VideoFile
-from wnlb.runtime.window import Window
 
 STAGES = ("read", "prepare", "infer", "paste", "write")
 _DESCRIPTION = """\

@@ -13,7 +13,7 @@ from wnlb.calibration.camera import Camera, expose
 from wnlb.calibration.scenes import make_scene
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
-from wnlb.runtime.feed import Feed
+from wnlb.runtime.live.feed import Feed
 
 WAIT = 20  # seconds until a test that hangs fails
 

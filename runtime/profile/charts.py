@@ -17,6 +17,7 @@ TEXT, LINE, BACK = "#a0a0f1", "#a0a0f2", "#a0a0f3"
 SERIES = tuple(f"#a0a0e{i:x}" for i in range(1, 9))
 VARIABLES = {TEXT: "--text", LINE: "--line", BACK: "--card"} | {c: f"--s{i}" for i, c in enumerate(SERIES, 1)}
 WIDTHS = {"wide": 9.6, "narrow": 3.7}  # inches of 96 pixels
+LEAST_AP = 1.0  # that an axis spans: hundredths shall not look like much
 _MARKERS = "osD^vPX*"
 _STYLE: Any = {  # matplotlib types the keys one by one
     "svg.fonttype": "none",  # text stays text, in the font of the page
@@ -135,7 +136,9 @@ def _pareto(rows: list[Row]) -> Chart:
             axes.plot(latency, accuracy, _MARKERS[i], color=SERIES[i], markersize=9, label=label, linestyle="none")
         axes.set(xlabel="latency of a frame, p50 ms (line: to p95)", ylabel=f"{kind} AP")
         axes.set_xlim(0)
-        axes.margins(y=0.25)
+        low, high = min(ap for _, ap in points), max(ap for _, ap in points)
+        around = max(0.15 * (high - low), (LEAST_AP - (high - low)) / 2)
+        axes.set_ylim(low - around, high + around)
         _legend(figure, axes, 1 if narrow else 2)
 
     what = "labels" if truth == "labels" else "what the FP32 file finds"

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wnlb.runtime.doctor_command import examine
-from wnlb.runtime.driver import find_gpu
+from wnlb.runtime.engine.driver import find_gpu
 from wnlb.runtime.errors import MissingDependency, WnlbError
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.profile.accuracy import Truth, accuracy_of, give_references

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from wnlb.runtime.build import BuildOptions, build_engine
-from wnlb.runtime.engine_manifest import read_manifest
+from wnlb.runtime.engine.build import BuildOptions, build_engine
+from wnlb.runtime.engine.engine import TensorRtEngine
+from wnlb.runtime.engine.manifest import read_manifest
 from wnlb.runtime.errors import MissingDependency, WnlbError
 from wnlb.runtime.profile.peaks import PRECISIONS, Peaks, RunOf, measure_peaks, run_in_onnxruntime
 from wnlb.runtime.profile.report import Row
 from wnlb.runtime.profile.variants import ONNX_RUNTIME, Variant
 from wnlb.runtime.profile.work import Work, work_by_stage
 from wnlb.runtime.profile.worker import How
-from wnlb.runtime.tensorrt_engine import TensorRtEngine
 
 
 def add_floors(

@@ -192,7 +192,7 @@ def notes(rows: list[Row], facts: dict[str, Any]) -> list[str]:
     for row in rows:
         if row.failure:
             failed.setdefault(row.failure, []).append(row.name)
-    lines += [f"{', '.join(names)}: not measured: {reason}" for reason, names in failed.items()]
+    lines += [f"{_some(names)}: not measured: {reason}" for reason, names in failed.items()]
     return lines + [f"{row.name}: {warning}" for row in rows for warning in row.warnings]
 
 
@@ -205,6 +205,11 @@ def tables(rows: list[Row], brief: bool = False) -> list[tuple[str, Cells]]:
     if any(row.accuracy for row in rows):
         found.append(("Accuracy by darkness", darkness_cells(rows)))
     return found
+
+
+def _some(names: list[str]) -> str:
+    """All of a few, two of many."""
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 def as_text(rows: list[Row], facts: dict[str, Any]) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wnlb.runtime.driver import find_gpu
-from wnlb.runtime.engine_manifest import LIBRARIES, read_manifest
+from wnlb.runtime.engine.driver import find_gpu
+from wnlb.runtime.engine.manifest import LIBRARIES, read_manifest
+from wnlb.runtime.engine.tensorrt import load_tensorrt
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.profile.making import Maker
-from wnlb.runtime.tensorrt_library import load_tensorrt
 
 ONNX_RUNTIME = "onnxruntime"
 BACKENDS = (ONNX_RUNTIME, *LIBRARIES)

@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.contract import METADATA_KEY
-from wnlb.runtime.engine_manifest import read_manifest
+from wnlb.runtime.engine.backend import TensorRtBackend
+from wnlb.runtime.engine.engine import TensorRtEngine
+from wnlb.runtime.engine.manifest import read_manifest
 from wnlb.runtime.errors import ContractError, WnlbError
 from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.profile.measure import Times
 from wnlb.runtime.profile.onnxruntime_stages import stages_in_onnxruntime
 from wnlb.runtime.profile.stages import stage_times
-from wnlb.runtime.tensorrt_backend import TensorRtBackend
-from wnlb.runtime.tensorrt_engine import TensorRtEngine
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def make_plugin(tmp_path: Path) -> Callable[..., Path]:
 
 def engine_from(model: Path, folder: Path) -> Path:
     """An engine of the emulated TensorRT, with its manifest."""
-    from wnlb.runtime.build import BuildOptions, build_engine
+    from wnlb.runtime.engine.build import BuildOptions, build_engine
 
     engine = folder / "model.engine"
     build_engine(model, engine, BuildOptions(target="tensorrt"))

@@ -18,10 +18,12 @@ from conftest import engine_from
 
 from wnlb.plugins import load
 from wnlb.runtime.backend import open_backend
-from wnlb.runtime.cuda import open_cuda
-from wnlb.runtime.driver import find_gpu
-from wnlb.runtime.engine_layers import onnx_names_of_inspector
-from wnlb.runtime.engine_manifest import manifest_path, read_manifest
+from wnlb.runtime.engine.backend import TensorRtBackend
+from wnlb.runtime.engine.cuda import open_cuda
+from wnlb.runtime.engine.driver import find_gpu
+from wnlb.runtime.engine.engine import TensorRtEngine
+from wnlb.runtime.engine.layers import onnx_names_of_inspector
+from wnlb.runtime.engine.manifest import manifest_path, read_manifest
 from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from wnlb.runtime.predictor import Predictor
@@ -29,8 +31,6 @@ from wnlb.runtime.profile.floor import run_in_tensorrt
 from wnlb.runtime.profile.peaks import peak_model
 from wnlb.runtime.profile.stages import stage_of
 from wnlb.runtime.profile.worker import How, _opened
-from wnlb.runtime.tensorrt_backend import TensorRtBackend
-from wnlb.runtime.tensorrt_engine import TensorRtEngine
 
 
 def images(count: int) -> list[Any]:
@@ -192,7 +192,7 @@ def test_times_are_those_between_the_events(
     backend = TensorRtBackend(engine_from(planted, tmp_path))
     driver.emulatedTakes(0.25, 0.125, 4, 0.5)
     # The host's clock: each call of the driver takes a millisecond.
-    monkeypatch.setattr("wnlb.runtime.engine_timing.perf_counter", lambda: driver.emulatedCalls() / 1e3)
+    monkeypatch.setattr("wnlb.runtime.engine.timing.perf_counter", lambda: driver.emulatedCalls() / 1e3)
     h2d, d2h = (0, 0) if shared else (0.25, 0.625)
     for cuda_graph, spin_wait in itertools.product((False, True), (False, True)):
         gpu = 4.5 if cuda_graph else 4

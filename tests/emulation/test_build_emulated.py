@@ -14,9 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from wnlb.runtime.build import BuildOptions, build_engine
 from wnlb.runtime.cli import main
-from wnlb.runtime.engine_manifest import read_manifest
+from wnlb.runtime.engine.build import BuildOptions, build_engine
+from wnlb.runtime.engine.manifest import read_manifest
 from wnlb.runtime.errors import GraphError, MissingDependency, WnlbError
 from wnlb.runtime.profile.worker import How, _opened
 

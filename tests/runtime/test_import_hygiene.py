@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
 # Who loads the plugin library, and who brings attention into the form that is built; only in functions.
 BESIDE = {
-    "build": {"wnlb.export.fuse", "wnlb.plugins.library"},
-    "tensorrt_engine": {"wnlb.plugins.library"},
+    "engine.build": {"wnlb.export.fuse", "wnlb.plugins.library"},
+    "engine.engine": {"wnlb.plugins.library"},
     "doctor_command": {"wnlb.plugins.library"},
 }
 _FILES = [path for path in (ROOT / "runtime").rglob("*.py") if path.stem != "__init__"]

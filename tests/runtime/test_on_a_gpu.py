@@ -19,15 +19,15 @@ from wnlb.export.checkpoint import load_checkpoint
 from wnlb.export.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.export.verify import dark_scene
-from wnlb.runtime.build import BuildOptions, build_engine
 from wnlb.runtime.cli import main
-from wnlb.runtime.cuda import open_cuda
-from wnlb.runtime.driver import Graph, find_gpu, free_memory
+from wnlb.runtime.engine.backend import TensorRtBackend
+from wnlb.runtime.engine.build import BuildOptions, build_engine
+from wnlb.runtime.engine.cuda import open_cuda
+from wnlb.runtime.engine.driver import Graph, find_gpu, free_memory
+from wnlb.runtime.engine.tensorrt import load_tensorrt
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from wnlb.runtime.profile.stages import stage_of
-from wnlb.runtime.tensorrt_backend import TensorRtBackend
-from wnlb.runtime.tensorrt_library import load_tensorrt
 
 # Flags of all versions from 10.3; 11 has made some of them its defaults. Without --exposeDMA it starts an inference
 # while the one before still runs, which we do not.

@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from wnlb.runtime.tensorrt_engine import _TYPES
+from wnlb.runtime.engine.engine import _TYPES
 
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "tests" / "data" / "tensorrt_api.json").read_text())
 VERSIONS = sorted(RECORDED)
-PARTS = (
-    "build",
-    "build_progress",
-    "engine_layers",
-    "engine_timing",
-    "tensorrt_engine",
-    "tensorrt_library",
-    "timing_cache",
-)
-FILES = [ROOT / "runtime" / f"{name}.py" for name in PARTS]
+PARTS = ("build", "engine", "layers", "progress", "tensorrt", "timing", "timing_cache")
+FILES = [ROOT / "runtime" / "engine" / f"{name}.py" for name in PARTS]
 FILES.append(ROOT / "plugins" / "library.py")
 # How variables that hold TensorRT's objects are called in our code.
 OBJECTS = {

@@ -70,6 +70,8 @@ def test_the_same_reason_is_told_once() -> None:
     rows = [Row("a.engine", "tensorrt", failure="no GPU"), Row("b.engine", "tensorrt", failure="no GPU")]
     rows.append(planted_row("c.onnx", 8, warnings=["unsteady"]))
     assert notes(rows, FACTS) == ["a.engine, b.engine: not measured: no GPU", "c.onnx: unsteady"]
+    many = [Row(f"{i}.engine", "tensorrt", failure="no GPU") for i in range(5)]
+    assert notes(many, FACTS) == ["0.engine, 1.engine and 3 more: not measured: no GPU"]
     assert notes([], {**FACTS, "over_current_events": 3}) == [
         "3 times current or voltage left their limits: the machine may have throttled"
     ]

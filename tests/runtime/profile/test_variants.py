@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wnlb.runtime.driver import Gpu
+from wnlb.runtime.engine.driver import Gpu
 from wnlb.runtime.errors import MissingDependency, WnlbError
 from wnlb.runtime.profile import variants
 from wnlb.runtime.profile.making import Maker

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError
-from wnlb.runtime.feed import Capture, Feed, as_bgr, open_feed
 from wnlb.runtime.latency import RecentTimes
+from wnlb.runtime.live.feed import Capture, Feed, as_bgr, open_feed
 from wnlb.runtime.predictor import Predictor
 
 BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to open a lost camera again

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.runtime.cuda import Buffer, Cuda, open_cuda
-from wnlb.runtime.driver import Gpu, Graph, find_gpu, free_memory
-from wnlb.runtime.engine_layers import onnx_names_of_engine
-from wnlb.runtime.engine_manifest import Manifest
-from wnlb.runtime.engine_timing import Parts, PartTimer, Reported, make_profiler, mean_layer_times
+from wnlb.runtime.engine.cuda import Buffer, Cuda, open_cuda
+from wnlb.runtime.engine.driver import Gpu, Graph, find_gpu, free_memory
+from wnlb.runtime.engine.layers import onnx_names_of_engine
+from wnlb.runtime.engine.manifest import Manifest
+from wnlb.runtime.engine.tensorrt import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
+from wnlb.runtime.engine.timing import Parts, PartTimer, Reported, make_profiler, mean_layer_times
 from wnlb.runtime.errors import MissingDependency, WnlbError
-from wnlb.runtime.tensorrt_library import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
 
 _TYPES = {
     "FLOAT": np.float32,

@@ -1,4 +1,4 @@
-"""Engines of exported models; see ``tensorrt_engine`` for how they run."""
+"""Engines of exported models; see ``wnlb.runtime.engine.engine`` for how they run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.contract import Contract
-from wnlb.runtime.engine_manifest import Manifest, read_manifest
+from wnlb.runtime.engine.engine import TensorRtEngine
+from wnlb.runtime.engine.manifest import Manifest, read_manifest
 from wnlb.runtime.errors import ContractError
-from wnlb.runtime.tensorrt_engine import TensorRtEngine
 
 OUTPUT_TYPES = {"labels": np.int32, "count": np.int32}  # the others are float32
 

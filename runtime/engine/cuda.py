@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from wnlb.runtime.driver import find_gpu, pop_context
+from wnlb.runtime.engine.driver import find_gpu, pop_context
 from wnlb.runtime.errors import MissingDependency, WnlbError
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the default stream

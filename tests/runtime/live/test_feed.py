@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from wnlb.runtime import feed as feeds
 from wnlb.runtime.errors import PictureError, WnlbError
-from wnlb.runtime.feed import CameraMode, as_bgr, csi_pipeline, file_pipeline, open_feed, rtsp_pipeline
+from wnlb.runtime.live import feed as feeds
+from wnlb.runtime.live.feed import CameraMode, as_bgr, csi_pipeline, file_pipeline, open_feed, rtsp_pipeline
 
 
 class Camera:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wnlb.runtime.build import ATTENTION, BuildOptions, build_engine
-from wnlb.runtime.engine_manifest import LIBRARIES, Manifest, manifest_path
+from wnlb.runtime.engine.build import ATTENTION, BuildOptions, build_engine
+from wnlb.runtime.engine.manifest import LIBRARIES, Manifest, manifest_path
+from wnlb.runtime.engine.tensorrt import TARGETS
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.table import human_bytes
-from wnlb.runtime.tensorrt_library import TARGETS
 
 _DESCRIPTION = """\
 Build an engine. Precision is what the ONNX file says (wnlb convert writes FP16 and INT8 files); the network is strongly

@@ -19,9 +19,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from wnlb.export.fuse import fuse_attention
-from wnlb.runtime.build import BuildOptions, build_engine
-from wnlb.runtime.engine_layers import layers_of_inspector
-from wnlb.runtime.engine_manifest import read_manifest
+from wnlb.runtime.engine.build import BuildOptions, build_engine
+from wnlb.runtime.engine.layers import layers_of_inspector
+from wnlb.runtime.engine.manifest import read_manifest
 from wnlb.runtime.errors import GraphError, MissingDependency, WnlbError
 
 TENSORRT = importlib.util.find_spec("tensorrt") is not None
@@ -38,7 +38,7 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_gpu() -> Any:
         raise MissingDependency("no GPU")
 
-    monkeypatch.setattr("wnlb.runtime.build.find_gpu", find_gpu)
+    monkeypatch.setattr("wnlb.runtime.engine.build.find_gpu", find_gpu)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 

@@ -16,10 +16,10 @@ from wnlb.runtime.coco import CocoDocument, coco_results
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
-from wnlb.runtime.live_page import LivePage
-from wnlb.runtime.stream import Result, Stream
-from wnlb.runtime.video_file import VideoFile
-from wnlb.runtime.window import Window
+from wnlb.runtime.live.page import LivePage
+from wnlb.runtime.live.stream import Result, Stream
+from wnlb.runtime.live.video_file import VideoFile
+from wnlb.runtime.live.window import Window
 
 CAMERA_FPS = 25.0  # of videos from cameras
 LONGEST_PAUSE = 50  # frames that one overlay is repeated for

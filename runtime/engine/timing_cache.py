@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wnlb.runtime.driver import Gpu
+from wnlb.runtime.engine.driver import Gpu
+from wnlb.runtime.engine.tensorrt import TensorRt
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
-from wnlb.runtime.tensorrt_library import TensorRt
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from wnlb.runtime.tensorrt_library import TensorRt, make_logger
+from wnlb.runtime.engine.tensorrt import TensorRt, make_logger
 
 _PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16"}
 _WORDS = {"half": "fp16", "float": "fp32", "fp16": "fp16", "fp32": "fp32", "bf16": "bf16", "bfloat16": "bf16"}

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wnlb.runtime.build_progress import Progress, interrupts_to, make_monitor
-from wnlb.runtime.driver import Gpu, find_gpu
-from wnlb.runtime.engine_layers import layers_of_engine, layers_of_network
-from wnlb.runtime.engine_manifest import Manifest, manifest_path
+from wnlb.runtime.engine.driver import Gpu, find_gpu
+from wnlb.runtime.engine.layers import layers_of_engine, layers_of_network
+from wnlb.runtime.engine.manifest import Manifest, manifest_path
+from wnlb.runtime.engine.progress import Progress, interrupts_to, make_monitor
+from wnlb.runtime.engine.tensorrt import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
+from wnlb.runtime.engine.timing_cache import Timings
 from wnlb.runtime.errors import GraphError, MissingDependency, WnlbError
 from wnlb.runtime.files import atomic_path, sha256_of
 from wnlb.runtime.machine import nvidia_driver
 from wnlb.runtime.onnx_file import contract_of, described, read_onnx
-from wnlb.runtime.tensorrt_library import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
-from wnlb.runtime.timing_cache import Timings
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +37,7 @@ class BuildOptions:
     the file has where the plugin can be used, and takes their standard bodies elsewhere.
     """
 
-    target: str = "auto"  # or one of tensorrt_library.TARGETS
+    target: str = "auto"  # or one of tensorrt.TARGETS
     attention: str = "auto"
     workspace: int = 0  # MiB; 0 for TensorRT's own limit, all of the GPU's memory
     optimization_level: int = 3  # 0 to 5

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.video_file import VideoFile
+from wnlb.runtime.live.video_file import VideoFile
 
 
 def frames(path) -> list[np.ndarray]:

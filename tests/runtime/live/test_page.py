@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from chromium import open_page
 
-from wnlb.runtime import live_page
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.live_page import LivePage
+from wnlb.runtime.live import page as live_page
+from wnlb.runtime.live.page import LivePage
 
 STATE = {
     "state": "running",

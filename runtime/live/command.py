@@ -15,13 +15,13 @@ from typing import Any
 from tqdm import tqdm
 
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.feed import CameraMode, Feed, open_feed
-from wnlb.runtime.live_page import LivePage
+from wnlb.runtime.live.feed import CameraMode, Feed, open_feed
+from wnlb.runtime.live.page import LivePage
+from wnlb.runtime.live.sinks import CocoSink, JsonLinesSink, PageSink, Sink, VideoSink, WindowSink
+from wnlb.runtime.live.stream import Result, Stream, StreamState
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
-from wnlb.runtime.sinks import CocoSink, JsonLinesSink, PageSink, Sink, VideoSink, WindowSink
-from wnlb.runtime.stream import Result, Stream, StreamState
 from wnlb.runtime.table import table
 
 DEFAULT_PAGE = "127.0.0.1:8080"

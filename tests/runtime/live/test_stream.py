@@ -17,13 +17,13 @@ import pytest
 from scripted_stream import WAIT, Answering, Gate, Scripted, feed, number_in, numbered, until
 
 from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.live.stream import ODD_FRAMES, Stream
 from wnlb.runtime.predictor import Predictor
-from wnlb.runtime.stream import ODD_FRAMES, Stream
 
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("wnlb.runtime.stream.BACK_OFF", (0.0, 0.01))
+    monkeypatch.setattr("wnlb.runtime.live.stream.BACK_OFF", (0.0, 0.01))
     before = {thread.ident for thread in threading.enumerate()}
     yield
     left = [thread for thread in threading.enumerate() if thread.ident not in before and thread.name.startswith("wnlb")]
@@ -153,7 +153,7 @@ def test_a_camera_that_never_comes_back_is_shown_and_can_be_left() -> None:
 
 def test_a_camera_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its read never returns; another is opened beside it, and what it may say later is not heard."""
-    monkeypatch.setattr("wnlb.runtime.stream.STALLED", 0.05)
+    monkeypatch.setattr("wnlb.runtime.live.stream.STALLED", 0.05)
     gate, lost = Gate(), list[str]()
     hanging = Scripted([numbered(0), numbered(99)], gate)
     healthy = Scripted(numbered(n) for n in range(1, 50))
@@ -171,7 +171,7 @@ def test_a_camera_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_camera_that_hangs_from_the_beginning_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wnlb.runtime.stream.STALLED", 0.05)
+    monkeypatch.setattr("wnlb.runtime.live.stream.STALLED", 0.05)
     gate = Gate()
     hanging, healthy = Scripted([numbered(0)], gate), Scripted(numbered(n) for n in range(1, 50))
     with Stream(Answering(), feed(hanging, healthy)) as stream:  # type: ignore[arg-type]
@@ -182,7 +182,7 @@ def test_a_camera_that_hangs_from_the_beginning_is_given_up(monkeypatch: pytest.
 def test_waits_grow_while_no_frame_comes_and_the_loss_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It opens, and gives nothing: no reason to begin anew."""
     waits: list[float] = []
-    monkeypatch.setattr("wnlb.runtime.stream.BACK_OFF", (0.001, 0.002, 0.004))
+    monkeypatch.setattr("wnlb.runtime.live.stream.BACK_OFF", (0.001, 0.002, 0.004))
     lost: list[str] = []
     gate = Gate()
     first = Scripted([numbered(0)], gate)

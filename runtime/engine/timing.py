@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-from wnlb.runtime.driver import Event
+from wnlb.runtime.engine.driver import Event
 from wnlb.runtime.errors import WnlbError
 
 Reported = list[tuple[str, float]]  # layers of one run, in the order in which they ran, and their milliseconds

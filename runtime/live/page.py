@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         url = urlsplit(self.path)
         if url.path == "/":
-            html = files("wnlb.runtime").joinpath("live_page.html").read_bytes()
+            html = files("wnlb.runtime.live").joinpath("page.html").read_bytes()
             self._answer(HTTPStatus.OK, "text/html; charset=utf-8", html)
         elif url.path == "/state.json":
             self._answer(HTTPStatus.OK, "application/json", json.dumps(self.page.page_state()).encode())

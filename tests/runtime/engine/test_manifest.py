@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wnlb.runtime.contract import Contract
-from wnlb.runtime.engine_manifest import Manifest, manifest_path, read_manifest
+from wnlb.runtime.engine.manifest import Manifest, manifest_path, read_manifest
 from wnlb.runtime.errors import ContractError, WnlbError
 
 ENGINE = b"an engine" * 100

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 import pytest
 
-from wnlb.runtime import run_command
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import PictureError
-from wnlb.runtime.feed import Feed
+from wnlb.runtime.live import command as run_command
+from wnlb.runtime.live.feed import Feed
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ class Unplugged:
 def test_an_unplugged_camera_is_told_and_comes_back(
     planted_model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("wnlb.runtime.stream.BACK_OFF", (0.0, 0.0))
+    monkeypatch.setattr("wnlb.runtime.live.stream.BACK_OFF", (0.0, 0.0))
     monkeypatch.setattr(run_command, "open_feed", lambda source, mode: Feed("camera0", Unplugged, live=True))
     before, draw = signal.getsignal(signal.SIGINT), run_command.draw
 
