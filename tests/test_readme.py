@@ -75,9 +75,14 @@ def test_commands_run_as_they_stand(folder: Path) -> None:
             words += ["--count", "4", "--size", "64x96"]
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
         if words[1] == "profile":
-            words += ["--duration", "0.1"]
+            words += ["--duration", "0.1", "--no-stages"]
+            words += ["--precisions", "fp16", "--backends", "onnxruntime"] if "checkpoint.pth" in words else []
         if "int8" in words:
             words += ["--count", "2", "--trial-pictures", "1", "--method", "max"]
+        if "--compare" in words:
+            for name in ("old", "new"):
+                (folder / name).mkdir()
+                shutil.copy(folder / "report" / "report.json", folder / name)
         shutil.rmtree(folder / "out", ignore_errors=True)
         run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, f"{line}: {run.stderr}"

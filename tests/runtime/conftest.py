@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from wnlb.runtime.cli import main
 from wnlb.runtime.contract import METADATA_KEY, Contract
 
 NODES = [
@@ -56,6 +57,23 @@ def wnlb() -> Callable[..., Ran]:
         done = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=60, check=False)
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def wnlb_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """As ``wnlb``, in this process: for many commands that end soon."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: object) -> Ran:
+        capsys.readouterr()
+        try:
+            code = main([*map(str, words)])
+        except SystemExit as ended:  # how argparse refuses
+            code = int(ended.code or 0)
+        return Ran(code, *capsys.readouterr())
 
     return run
 

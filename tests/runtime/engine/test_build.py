@@ -92,7 +92,9 @@ def test_a_node_that_it_cannot_take(tmp_path: Path) -> None:
     assert not (tmp_path / "x.engine").exists()
 
 
-def test_refusals(wnlb: Callable[..., Any], small_model_path: Path, planted_model_path: Path, tmp_path: Path) -> None:
+def test_refusals(
+    wnlb_here: Callable[..., Any], small_model_path: Path, planted_model_path: Path, tmp_path: Path
+) -> None:
     engine = tmp_path / "m.engine"
     value = helper.make_tensor_value_info
     inputs = [value("x", TensorProto.FLOAT, ["batch", 3])]
@@ -119,7 +121,7 @@ def test_refusals(wnlb: Callable[..., Any], small_model_path: Path, planted_mode
         ([small_model_path, "-o", engine, "--target", "tensorrt-rtx", "--timing-cache", "t"], "keeps no timings"),
         *([] if TENSORRT else [([small_model_path, "-o", engine, "--target", "tensorrt"], "JetPack brings it")]),
     ):
-        assert message in wnlb("build", *words).refused()
+        assert message in wnlb_here("build", *words).refused()
     assert {path.suffix for path in tmp_path.iterdir()} == {".onnx"}
 
 

@@ -202,7 +202,7 @@ def test_without_an_output_it_is_shown(
     assert "live page at http://127.0.0.1:" in capsys.readouterr().err
 
 
-def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path) -> None:
+def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path) -> None:
     (tmp_path / "bare.engine").write_bytes(b"engine")
     for words, message in (
         ([tmp_path / "no.onnx", drive], "expected an .onnx or .engine file"),
@@ -235,4 +235,4 @@ def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, drive: Pat
         ([planted_model_path, drive, "--trust", planted_model_path], "--trust is for engines"),
         ([tmp_path / "bare.engine", drive], "has no manifest bare.engine.json"),
     ):
-        assert message in wnlb("run", *words).refused(), words
+        assert message in wnlb_here("run", *words).refused(), words

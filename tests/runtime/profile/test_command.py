@@ -168,7 +168,7 @@ def test_as_json(wnlb: Callable[..., Any], planted_model_path: Path) -> None:
     assert row["stages"] == {}
 
 
-def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: Path) -> None:
+def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.pth").write_bytes(b"1")
     model, output = planted_model_path, ("-o", tmp_path / "report")
@@ -191,8 +191,8 @@ def test_refusals(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path: 
         ([tmp_path / "none.pth", "--size", "64x96", *output], "does not exist"),
         (["--compare", model, model], "report"),
     ):
-        assert message in wnlb("profile", *words).refused()
-    ran = wnlb("profile", Path(__file__), *QUICK)
+        assert message in wnlb_here("profile", *words).refused()
+    ran = wnlb_here("profile", Path(__file__), *QUICK)
     assert ran.code == 1  # nothing was measured
     assert "expected .onnx or .engine" in ran.out
 
