@@ -64,8 +64,7 @@ def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, pr
     """
     if device not in DEVICES:
         raise WnlbError(f"device is {device!r}; expected {', '.join(DEVICES)}")
-    if not 0 <= threads <= MOST_THREADS:
-        raise WnlbError(f"threads is {threads}; expected 0 (one per core) to {MOST_THREADS}")
+    check_threads(threads)
     ort = _import_onnxruntime()
     has_cuda = "CUDAExecutionProvider" in ort.get_available_providers()
     if device == "cuda" and not has_cuda:
@@ -86,6 +85,12 @@ def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, pr
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise WnlbError("ONNX Runtime's CUDA provider does not start; its CUDA and cuDNN must be installed")
     return session
+
+
+def check_threads(threads: int) -> None:
+    """Raise WnlbError for a number of CPU threads that is none; 0 is one per core."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise WnlbError(f"threads is {threads}; expected 0 (one per core) to {MOST_THREADS}")
 
 
 def _import_onnxruntime() -> Any:

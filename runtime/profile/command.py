@@ -22,7 +22,7 @@ from tqdm import tqdm
 from wnlb.runtime.doctor_command import examine
 from wnlb.runtime.engine.driver import find_gpu
 from wnlb.runtime.errors import MissingDependency, WnlbError
-from wnlb.runtime.onnxruntime_backend import DEVICES
+from wnlb.runtime.onnxruntime_backend import DEVICES, check_threads
 from wnlb.runtime.profile.accuracy import Truth, accuracy_of, give_references
 from wnlb.runtime.profile.compare import run_compare
 from wnlb.runtime.profile.floor import add_floors
@@ -161,16 +161,23 @@ def _check(arguments: argparse.Namespace) -> None:
     makes = arguments.precisions or arguments.backends or any(map(is_checkpoint, arguments.models))
     if makes and not arguments.output:
         raise WnlbError("models are to be made; give -o, the folder for them and for the report")
-    if bool(arguments.annotations) != bool(arguments.eval_images):
+    stem, count = Counter(model.stem for model in arguments.models).most_common(1)[0]
+    if makes and count > 1:
+        raise WnlbError(f"{count} models are called {stem}, and so would be what is made of them; rename them")
+    check_threads(arguments.threads)
+    _check_pictures(arguments)
+
+
+def _check_pictures(arguments: argparse.Namespace) -> None:
+    images, eval_images = arguments.images, arguments.eval_images
+    if bool(arguments.annotations) != bool(eval_images):
         raise WnlbError("--annotations and --eval-images go together: give both, or none to compare with FP32")
-    if (
-        arguments.images
-        and arguments.eval_images
-        and Path(arguments.images).resolve() == Path(arguments.eval_images).resolve()
-    ):
-        raise WnlbError(
-            "--images and --eval-images are the same pictures; INT8 must not be calibrated on what it is judged by"
-        )
+    if eval_images and not Path(eval_images).is_dir():
+        raise WnlbError(f"--eval-images {eval_images} is no folder; expected that of the labelled pictures")
+    if arguments.annotations and not arguments.annotations.is_file():
+        raise WnlbError(f"--annotations {arguments.annotations} is no file; expected COCO labels")
+    if images and eval_images and Path(images).resolve() == Path(eval_images).resolve():
+        raise WnlbError(f"{images} is to be calibrated on and judged by; give other pictures as --images")
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

@@ -172,6 +172,8 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_p
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.pth").write_bytes(b"1")
     model, output = planted_model_path, ("-o", tmp_path / "report")
+    shutil.copy(model, tmp_path / "planted.onnx")
+    labels = ("--annotations", model, "--eval-images", tmp_path)
     for words, message in (
         ([], "no model was given"),
         ([tmp_path / "no.onnx"], "does not exist"),
@@ -185,7 +187,11 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_p
         ([model, "--precisions", "fp16"], "give -o"),
         ([model, "--precisions", "fp17", *output], "precision is 'fp17'; expected some of fp32,fp16,bf16,int8"),
         ([model, "--annotations", tmp_path / "a.json"], "--annotations and --eval-images go together"),
-        ([model, "--annotations", model, "--eval-images", tmp_path, "--images", tmp_path], "are the same pictures"),
+        ([model, *labels, "--images", tmp_path], "is to be calibrated on and judged by"),
+        ([model, "--annotations", tmp_path, "--eval-images", tmp_path], "is no file; expected COCO labels"),
+        ([model, "--annotations", model, "--eval-images", tmp_path / "no"], "no is no folder"),
+        ([model, "--threads", "-1"], "threads is -1"),
+        ([model, tmp_path / "planted.onnx", "--precisions", "fp16", *output], "2 models are called planted"),
         ([model, "--max-regression", "5"], "--max-regression is for --compare"),
         ([tmp_path / "weights.pth", *output], "needs --size"),
         ([tmp_path / "none.pth", "--size", "64x96", *output], "does not exist"),
