@@ -6,6 +6,7 @@
         --blocks unweighted
     python scripts/train_sample.py -o out/none --start out/trunk/sample.pth --first-scene 10000 --steps 1000 \\
         --blocks none
+    python scripts/train_sample.py -o out/full --backbone resnet50 --steps 6000        # the full network; wants a GPU
 
 The first line trains a network without blocks at a constant learning rate. The others start from it, with blocks put
 in (a fresh block is the identity) and the rate falling to zero: the same budget for each, as the paper puts its blocks
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,20 +48,19 @@ SIZE = 320
 Target = dict[str, Tensor]
 
 
-def sample_config(blocks: str) -> ModelConfig:
-    """The compact network; ``blocks`` is weighted, unweighted or none."""
-    return ModelConfig(
+def sample_config(blocks: str, backbone: str = "resnet18") -> ModelConfig:
+    """The compact network, on ResNet-50 the full one; ``blocks`` is weighted, unweighted or none."""
+    full = ModelConfig(
         num_classes=len(CLASSES) + 1,
-        backbone="resnet18",
+        backbone=backbone,
         levels=() if blocks == "none" else ("c2", "c3", "c4", "c5"),
         weighted=blocks != "unweighted",
-        fpn_channels=128,
-        box_features=256,
-        mask_channels=(64, 64, 64),
-        mask_hidden=64,
         anchor_sizes=(20, 40, 80, 160, 256),
         class_names=CLASSES,
     )
+    if backbone == "resnet50":
+        return full
+    return dataclasses.replace(full, fpn_channels=128, box_features=256, mask_channels=(64, 64, 64), mask_hidden=64)
 
 
 class NightScenes(IterableDataset):
@@ -98,11 +99,11 @@ def _box(mask: np.ndarray) -> list[int]:
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def make_model(blocks: str, seed: int) -> MaskRCNN:
+def make_model(config: ModelConfig, seed: int) -> MaskRCNN:
     """Seeded; fewer proposals than torchvision's defaults, which were made for larger pictures."""
     torch.manual_seed(seed)
     return model_from_config(
-        sample_config(blocks),
+        config,
         min_size=SIZE,
         max_size=SIZE,
         rpn_pre_nms_top_n_train=600,
@@ -120,7 +121,8 @@ def train(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     make_folder(output)
     device = torch.device(arguments.device)
-    model = make_model(arguments.blocks, arguments.seed)
+    config = sample_config(arguments.blocks, arguments.backbone)
+    model = make_model(config, arguments.seed)
     if arguments.start:
         _start_from(model, arguments.start)
     model = model.to(device, memory_format=torch.channels_last).train()
@@ -152,7 +154,6 @@ def train(arguments: argparse.Namespace) -> None:
                 bar.set_postfix(loss=f"{loss.item():.2f}")
             if step % arguments.save_every == 0 or step == arguments.steps:
                 _save(output, model, optimizer, step, rows)
-    config = sample_config(arguments.blocks)
     save_checkpoint(model.eval(), config, output / "sample.pth")
     save_checkpoint(model, config, output / "sample.safetensors", torch.float16)
 
@@ -236,6 +237,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=4e-4, help="peak learning rate of AdamW")
     parser.add_argument("--blocks", choices=("weighted", "unweighted", "none"), default="weighted")
+    parser.add_argument("--backbone", choices=("resnet18", "resnet50"), default="resnet18")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that make scenes")

@@ -37,7 +37,16 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 def arguments(output: Path, **fields: object) -> Namespace:
-    common = {"batch": 1, "lr": 1e-4, "blocks": "weighted", "seed": 0, "device": "cpu", "workers": 0, "decay": 0.0}
+    common = {
+        "backbone": "resnet18",
+        "batch": 1,
+        "lr": 1e-4,
+        "blocks": "weighted",
+        "seed": 0,
+        "device": "cpu",
+        "workers": 0,
+        "decay": 0.0,
+    }
     common |= {"log_every": 1, "save_every": 1, "output": output, "start": None, "first_scene": 0}
     return Namespace(**{**common, **fields})
 
@@ -55,6 +64,12 @@ def test_training_goes_on_where_it_stopped(
     assert config.levels == ("c2", "c3", "c4", "c5")
     assert (tmp_path / "sample.safetensors").stat().st_size < 32e6
     assert any(block.abs().item() > 0 for name, block in model.named_parameters() if name.endswith(".w"))
+
+
+def test_the_full_network_is_torchvisions() -> None:
+    config = train_sample.sample_config("weighted", "resnet50")
+    assert (config.fpn_channels, config.box_features, config.mask_channels) == (256, 1024, (256,) * 4)
+    assert train_sample.sample_config("none").fpn_channels == 128
 
 
 def test_blocks_are_put_into_a_trained_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
