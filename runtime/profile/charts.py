@@ -132,7 +132,7 @@ def _pareto(rows: list[Row]) -> Chart:
             axes.plot(*zip(*front, strict=True), color=LINE, linewidth=2, zorder=1)
         for i, (row, (latency, accuracy)) in enumerate(zip(rows, points, strict=True)):
             axes.plot([latency, row.parts["total"].p95], [accuracy] * 2, color=SERIES[i], linewidth=1, alpha=0.6)
-            label = f"{row.name}: {latency:.0f} ms, AP {accuracy:.2f}"
+            label = f"{_name(row)}: {latency:.0f} ms, AP {accuracy:.2f}"
             axes.plot(latency, accuracy, _MARKERS[i], color=SERIES[i], markersize=9, label=label, linestyle="none")
         axes.set(xlabel="latency of a frame, p50 ms (line: to p95)", ylabel=f"{kind} AP")
         axes.set_xlim(0)
@@ -209,7 +209,7 @@ def _timeline(rows: list[Row]) -> Chart:
                 color=SERIES[i],
                 markersize=3.5,
                 alpha=0.8,
-                label=row.name,
+                label=_name(row),
             )
         axes.set(xlabel="seconds since the measurement began", ylabel="ms")
         axes.set_ylim(0)
@@ -248,7 +248,7 @@ def _roofline(row: Row, peaks: dict[str, Any]) -> Chart:
         f"Lines: the machine's measured peaks, memory at {memory}. Dots: stages; the distance to the line "
         "above is what a better kernel could gain. Above the slope: tensors that stayed in the cache."
     )
-    return Chart(f"Roofline of {row.name}", caption, 4.2, draw)
+    return Chart(f"Roofline of {_name(row)}", caption, 4.2, draw)
 
 
 def _darkness(rows: list[Row]) -> Chart:
@@ -257,7 +257,7 @@ def _darkness(rows: list[Row]) -> Chart:
         for i, row in enumerate(rows):
             bins = row.accuracy["by_darkness"] if row.accuracy else {}
             figures = [bin_["mask_ap"] if bin_["mask_ap"] is not None else bin_["box_ap"] for bin_ in bins.values()]
-            axes.plot(list(bins), figures, f"{_MARKERS[i]}-", color=SERIES[i], markersize=5, label=row.name)
+            axes.plot(list(bins), figures, f"{_MARKERS[i]}-", color=SERIES[i], markersize=5, label=_name(row))
         axes.set(xlabel="mean linear luminance of the picture (left: darkest)", ylabel="AP")
         axes.set_ylim(0)
         _legend(figure, axes, 1 if narrow else 3)
@@ -302,10 +302,12 @@ def stage_color(stage: str) -> str:
     return _STAGE_COLORS.get(stage, _REST)
 
 
-def _name(row: Row, narrow: bool) -> str:
-    """On narrow pictures broken into lines."""
+def _name(row: Row, narrow: bool = False) -> str:
+    """Without its suffix, the end of a long one; on narrow pictures broken into lines."""
     name = row.name.removesuffix(".onnx").removesuffix(".engine")
-    return name.replace(".", "\n.") if narrow else name
+    most = 26 if narrow else 36
+    name = name if len(name) <= most else f"...{name[3 - most :]}"
+    return name.replace(".", "\n.").replace("\n.\n.\n.", "...") if narrow else name
 
 
 def _legend(figure: Any, axes: Any, columns: int) -> None:

@@ -29,6 +29,7 @@ TIMELINE = [
 @pytest.fixture(scope="module")
 def planted_page() -> str:
     rows = [planted_row("a.onnx", 10, 40.0), planted_row("b.fp16.onnx", 20, 42.0)]
+    rows.append(planted_row("/a/long/way/from/here/to/the/model.of.a.long.name.int8.plugin.engine", 15, 41.0))
     rows.append(Row("c.engine", "tensorrt", failure="no <GPU> & no driver"))
     return page(rows, {**FACTS, "timeline": TIMELINE})
 
@@ -54,7 +55,7 @@ def test_it_is_whole_and_needs_nothing_else(planted_page: str) -> None:
     assert not re.search(r"<script|<link|@import|(?:src|href)=\"(?!#)", planted_page)
     assert "no &lt;GPU&gt; &amp; no driver" in planted_page
     assert "Lamp &lt;1&gt;, 2 cores" in planted_page
-    assert planted_page.count("<svg ") == 2 * 8  # eight pictures, wide and narrow
+    assert planted_page.count("<svg ") == 2 * 9  # nine pictures, wide and narrow
 
 
 def test_every_picture_is_xml_in_the_colours_of_the_page(planted_page: str) -> None:
