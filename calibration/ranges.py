@@ -34,7 +34,7 @@ class Histogram:
     def add(self, values: NDArray[np.float32]) -> None:
         """Count the magnitudes of an array of any shape. Raises WnlbError for NaN and infinity."""
         row = np.ascontiguousarray(values, np.float32).reshape(1, -1)
-        largest = float(max(row.max(initial=0), -row.min(initial=0)))
+        largest = float(max(np.max(row, initial=0), -np.min(row, initial=0)))
         if not np.isfinite(largest):
             raise WnlbError("an activation is not a finite number; the model or its input is damaged")
         self.largest = max(self.largest, largest)

@@ -203,9 +203,9 @@ class _Canvas:
         rows, columns = np.nonzero(mask)
         if len(rows) == 0:
             return
-        top, left = rows.min(), columns.min()
-        down = (rows - top) / max(rows.max() - top, 1)
-        across = (columns - left) / max(columns.max() - left, 1)
+        top, left = int(np.min(rows)), int(np.min(columns))
+        down = (rows - top) / max(int(np.max(rows)) - top, 1)
+        across = (columns - left) / max(int(np.max(columns)) - left, 1)
         if self.rng.random() < 0.5:
             across = 1 - across
         factor = 1.1 - 0.35 * down - 0.2 * across + self.rng.integers(-12, 13, len(rows)) / 256
