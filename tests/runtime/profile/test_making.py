@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pty
+import struct
+import sys
+import termios
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,6 +92,18 @@ def test_commands_are_shown_unless_quiet(
 ) -> None:
     Maker(tmp_path, quiet=False).make("a.onnx", ["export", "x"], [])
     assert capsys.readouterr().err == f"+ wnlb export x -o {tmp_path / 'a.onnx'}\n"
+
+
+def test_in_a_terminal_the_progress_of_a_command_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    try:
+        with os.fdopen(theirs, "w") as terminal:
+            monkeypatch.setattr(sys, "stderr", terminal)
+            run_wnlb(["scenes", "-o", str(tmp_path / "night"), "--count", "2", "--size", "64x64"])
+            assert b"0/2 [" in os.read(ours, 1 << 16)
+    finally:
+        os.close(ours)
 
 
 def test_a_real_command() -> None:
