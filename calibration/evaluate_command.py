@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from wnlb.calibration.evaluate import Accuracy, Evaluation
     from wnlb.calibration.judge import Judge
     from wnlb.runtime.predictor import Predictor
+    from wnlb.runtime.source import Frame
 
 _DESCRIPTION = """\
 Score a model on labelled pictures: box and mask AP (COCO, IoU 0.50:0.95), by class and by the darkness of the picture
@@ -76,19 +78,32 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _judge(arguments: argparse.Namespace) -> Judge:
     from wnlb.calibration.dataset import read_coco
-    from wnlb.calibration.judge import Judge, evenly
-    from wnlb.runtime.source import open_source
+    from wnlb.calibration.judge import Judge
 
     if arguments.annotations:
         document, folder = read_coco(arguments.annotations), Path(arguments.images)
         return Judge.on_labels(document, folder).part(arguments.count)
-    frames = {frame.name: frame.pixels for frame in open_source(arguments.images) if frame.pixels is not None}
-    if not frames:
+    chosen = {frame.name: frame.pixels for frame in _evenly_taken(arguments) if frame.pixels is not None}
+    if not chosen:
         raise WnlbError(f"images {arguments.images}: none of them can be read")
-    names = list(frames)
-    chosen = {names[i]: frames[names[i]] for i in evenly(len(names), arguments.count)}
     with _open(arguments.baseline, arguments) as reference, _bar(len(chosen), "truth") as bar:
         return Judge.on_agreement(reference, chosen, bar.update)
+
+
+def _evenly_taken(arguments: argparse.Namespace) -> Iterator[Frame]:
+    """``--count`` frames of the source, and no more of them in memory than are kept."""
+    from wnlb.calibration.judge import evenly
+    from wnlb.runtime.source import open_source
+
+    source, count = open_source(arguments.images), arguments.count
+    if not len(source) and count is None:
+        raise WnlbError(f"images {arguments.images} do not tell how many they are; give --count")
+    chosen = set(evenly(len(source), count) if len(source) else range(count))
+    for number, frame in enumerate(source):
+        if number in chosen:
+            yield frame
+        if number >= max(chosen):
+            return
 
 
 def _open(path: Path, arguments: argparse.Namespace) -> Predictor:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from wnlb.runtime.doctor_command import examine
 from wnlb.runtime.engine.driver import find_gpu
 from wnlb.runtime.errors import MissingDependency, WnlbError
+from wnlb.runtime.geometry import parse_size
 from wnlb.runtime.onnxruntime_backend import DEVICES, check_threads
 from wnlb.runtime.profile.accuracy import Truth, accuracy_of, give_references
 from wnlb.runtime.profile.compare import run_compare
@@ -50,7 +51,7 @@ machine does meanwhile meets all alike. Times are of whole frames: preparation, 
 
 Percentiles, warm-up, duration and iterations are trtexec's. The report folder gets report.html, report.md, report.json
 and, in models/, what was made; it is made again only where something has changed. What this machine cannot run is a
-row with the reason. Without labels, accuracy is agreement with the FP32 file on the first pictures of --images.
+row with the reason. Without labels, accuracy is agreement with the FP32 file on 32 pictures of --images.
 """
 
 
@@ -164,6 +165,12 @@ def _check(arguments: argparse.Namespace) -> None:
     stem, count = Counter(model.stem for model in arguments.models).most_common(1)[0]
     if makes and count > 1:
         raise WnlbError(f"{count} models are called {stem}, and so would be what is made of them; rename them")
+    if arguments.size:
+        height, width = parse_size(arguments.size)
+        if min(height, width) < 64 or height % 32 or width % 32:
+            raise WnlbError(f"--size is {arguments.size}; expected multiples of 32 from 64 up, e.g. 416x608")
+    if arguments.classes and not arguments.classes.is_file():
+        raise WnlbError(f"--classes {arguments.classes} is no file; expected class names, one a line")
     check_threads(arguments.threads)
     _check_pictures(arguments)
 

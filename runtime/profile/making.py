@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,7 @@ class Maker:
 
     def _run(self, words: Sequence[str | Path], path: Path, key: str, keep_output: bool = False) -> None:
         """Run the command that makes ``path``, and write down how."""
-        command = " ".join(["wnlb", *map(str, words)])
+        command = shlex.join(["wnlb", *map(str, words)])
         if not self._quiet:
             print(f"+ {command}", file=sys.stderr)
         started = time.perf_counter()

@@ -28,7 +28,7 @@ def page(rows: list[Row], facts: dict[str, Any]) -> str:
 
 def _header(facts: dict[str, Any]) -> str:
     machine = facts["machine"]
-    where = ", ".join(machine[key] for key in ("jetson", "gpu", "processor") if key in machine)
+    where = ", ".join(machine[key] for key in ("Jetson", "GPU", "processor") if key in machine)
     return (
         f"<header><h1>Profile</h1><p class='dim'>{escape(where)}. Measured {escape(facts['created'])} by wnlb "
         f"{escape(facts['tool_version'])}, on {facts['frames']['count']} frames of {escape(facts['frames']['source'])}."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # In the order of the network; "c2 block" ... "p5 block" stand behind their levels where a model has blocks.
 STAGES = (
@@ -55,23 +55,26 @@ def stage_of(name: str) -> str | None:
     return None
 
 
-def stage_times(layers: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Times by stage, in the order of the network, of layers in the order in which they ran.
+def stages_of(names: Iterable[str]) -> list[str]:
+    """The stage of each layer, of layers in the order in which they run.
 
-    A layer whose name tells no stage, such as a change of layout between two, counts to the one before it; those
-    before all others to the first that is known.
+    A layer whose name tells none, such as a change of layout between two, counts to the one before it; those before all
+    others to the first that is known; all to ``UNKNOWN`` where none is.
     """
+    found = [stage_of(name) for name in names]
+    current = next(filter(None, found), UNKNOWN)
+    stages = []
+    for stage in found:
+        current = stage or current
+        stages.append(current)
+    return stages
+
+
+def stage_times(layers: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Times by stage, in the order of the network, of layers in the order in which they ran; see ``stages_of``."""
     times: dict[str, float] = {}
-    current, waiting = "", 0.0
-    for name, time in layers:
-        stage = stage_of(name) or current
-        if not stage:
-            waiting += time
-            continue
-        times[stage] = times.get(stage, 0.0) + time + (waiting if not current else 0.0)
-        current = stage
-    if not current and waiting:
-        times[UNKNOWN] = waiting
+    for stage, (_, time) in zip(stages_of(name for name, _ in layers), layers, strict=True):
+        times[stage] = times.get(stage, 0.0) + time
     return {stage: times[stage] for stage in sorted(times, key=place_of)}
 
 

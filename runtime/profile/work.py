@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.profile.stages import place_of, stage_of
+from wnlb.runtime.profile.stages import place_of, stages_of
 
 if TYPE_CHECKING:
     import onnx
@@ -67,7 +67,7 @@ class _Tensor:
 def work_by_stage(model: onnx.ModelProto) -> dict[str, Work]:
     """The work of one run by stage, in the order of the network; ``model`` stays as it is.
 
-    Stages as in ``stage_times``: a node whose name tells none counts to the one before it. Local functions are
+    Stages as ``stages_of`` tells them. Local functions are
     inlined, so that attention as a plugin node counts as its body does.
 
     FLOPs: convolutions and products by their shapes, products with padding among them; other operators a few for each
@@ -103,7 +103,7 @@ class _Network:
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = _inferred(model)
         self.nodes = list(inferred.graph.node)
-        self.stages = _stages(node.name for node in self.nodes)
+        self.stages = stages_of(node.name for node in self.nodes)
         self._tensors = _tensors(inferred, model.graph.initializer)
         self._constants = {tensor.name for tensor in model.graph.initializer}
         self._outputs = [value.name for value in inferred.graph.output]
@@ -195,17 +195,6 @@ def _flops(node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], outputs: int
     if node.op_type in _PER_INPUT or node.op_type.startswith("Reduce"):
         return float(math.prod(shapes[0]))
     return float(_PER_OUTPUT.get(node.op_type, 1) * outputs)
-
-
-def _stages(names: Iterable[str]) -> list[str]:
-    """Of each node; as in ``stage_times``, one whose name tells none has that of the node before it."""
-    found = [stage_of(name) for name in names]
-    current = next(filter(None, found), "unknown")
-    stages = []
-    for stage in found:
-        current = stage or current
-        stages.append(current)
-    return stages
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,4 +1,5 @@
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from wnlb.calibration.evaluate import (
     luminance,
     score,
 )
+from wnlb.calibration.evaluate_command import _evenly_taken
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.predictor import Predictor
@@ -222,5 +224,8 @@ def test_command_without_labels(
     assert "objects that small.onnx finds with a score of 0.5 or more" in capsys.readouterr().out
     assert main(["evaluate", model, *images]) == 2
     assert "neither --annotations nor --baseline" in capsys.readouterr().err
+    assert [frame.name for frame in _evenly_taken(Namespace(images=images[1], count=3))] == [
+        f"{number:06d}.png" for number in (0, 2, 5)
+    ]
     assert main(["evaluate", model, "--baseline", model, *images, "--count", "0"]) == 2
     assert "--count is 0; expected 1 or more" in capsys.readouterr().err

@@ -194,6 +194,9 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_p
         ([model, tmp_path / "planted.onnx", "--precisions", "fp16", *output], "2 models are called planted"),
         ([model, "--max-regression", "5"], "--max-regression is for --compare"),
         ([tmp_path / "weights.pth", *output], "needs --size"),
+        ([tmp_path / "weights.pth", "--size", "big", *output], "size is 'big'; expected HEIGHTxWIDTH"),
+        ([tmp_path / "weights.pth", "--size", "100x100", *output], "expected multiples of 32 from 64 up"),
+        ([tmp_path / "weights.pth", "--size", "64x96", "--classes", "no.txt", *output], "--classes no.txt is no file"),
         ([tmp_path / "none.pth", "--size", "64x96", *output], "does not exist"),
         (["--compare", model, model], "report"),
     ):

@@ -80,6 +80,12 @@ def test_the_front_is_what_nothing_beats_in_both() -> None:
     assert pareto_front([]) == []
 
 
+def test_the_machine_is_named_at_the_head() -> None:
+    machine = {"processor": "Arm, 6 cores", "GPU": "Orin (SM 8.7)", "Jetson": "Orin Nano, L4T 36.4.3", "OpenCV": "4.8"}
+    head = page([planted_row("a.onnx", 10)], {**FACTS, "machine": machine}).partition("</header>")[0]
+    assert "Orin Nano, L4T 36.4.3, Orin (SM 8.7), Arm, 6 cores. Measured" in head
+
+
 def test_pictures_are_those_that_there_are_figures_for() -> None:
     bare = planted_row("a.onnx", 10, stages={}, floor={})
     assert [chart.title for chart in charts_of([bare], FACTS)] == ["Latency distribution", "Timeline"]
