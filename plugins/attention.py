@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wnlb.plugins.tiles import SMALLEST, Tile, tiles_for
+from wnlb.plugins.tiles import PORTABLE, Tile, tiles_for
 from wnlb.runtime.errors import WnlbError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -114,7 +114,7 @@ def non_local_attention(query: Tensor, key: Tensor, value: Tensor, tile: Tile | 
     """
     _check(query, key, value)
     batch, d, n = query.shape
-    tile = tile or tiles_for(SMALLEST, d, value.shape[1], str(query.dtype).removeprefix("torch."))[0]
+    tile = tile or tiles_for(PORTABLE, d, value.shape[1], str(query.dtype).removeprefix("torch."))[0]
     y = torch.empty_like(value)
     grid = (triton.cdiv(n, tile.block_m), value.shape[1] // tile.value, batch)
     non_local_attention_kernel[grid](

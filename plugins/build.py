@@ -1,10 +1,13 @@
 """Compile the attention kernel ahead of time, for every architecture, on a machine that needs no GPU.
 
-    python -m wnlb.plugins.build                       # all architectures, into the package
-    python -m wnlb.plugins.build --arch 87 -o kernels/ # one, elsewhere
+    python -m wnlb.plugins.build                           # all architectures, into the package
+    python -m wnlb.plugins.build --arch 87,ptx -o kernels/ # one, and PTX for all others, elsewhere
 
-Writes kernels.bin (what the TensorRT plugin embeds: a header, a record for each kernel as in src/kernels.h, the cubins)
-and manifest.json (the same for people and programs, with registers, shared memory, stack and hashes).
+Machine code (cubins) for each architecture, and PTX of compute capability 8.0 for later GPUs without kernels of their
+own: the driver (CUDA 12.0 or later) compiles it when a model is loaded.
+
+Writes kernels.bin (what the TensorRT plugin embeds: a header, a record for each kernel as in src/kernels.h, the cubins
+and the PTX) and manifest.json (the same for people and programs, with registers, shared memory, stack and hashes).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wnlb.plugins.tiles import HEADS, ITEM_BYTES, SHARED_MEMORY, Tile, tile_for_any_n, tiles_for
+from wnlb.plugins.tiles import HEADS, ITEM_BYTES, PORTABLE, SHARED_MEMORY, Tile, tile_for_any_n, tiles_for
 from wnlb.runtime.errors import KernelError, WnlbError, exit_code
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.table import human_bytes, table
@@ -37,6 +40,8 @@ _MAGIC = b"WNLBKRN1"
 _RECORD = struct.Struct("<10I3Q")  # Kernel of src/kernels.h
 _TYPES = {"float16": ("*fp16", 0), "bfloat16": ("*bf16", 1), "float32": ("*fp32", 2)}
 _ALIGNMENT = 16
+_PTX_ARCH, _PTX_VERSION = 80, 80  # what portable kernels ask of a GPU, and of a driver: ISA 8.0, CUDA 12.0
+_ARCHS = {"ptx" if arch == PORTABLE else str(arch): arch for arch in SHARED_MEMORY}
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,8 @@ class Built:
     """A compiled kernel and what the assembler says of it."""
 
     job: Job
-    cubin: bytes
-    registers: int
+    code: bytes  # the cubin; of portable kernels PTX, terminated by a zero
+    registers: int  # of portable kernels on 8.0, as all that follows
     stack: int  # bytes a thread
     shared: int  # bytes a block
     scratch: int  # pointers behind the kernel's own parameters
@@ -90,7 +95,7 @@ def compile_kernel(job: Job) -> Built:
     from wnlb.plugins.attention import non_local_attention_kernel
 
     knobs.compilation.disable_line_info = True  # no paths of this machine in what is shipped
-    tile = job.tile
+    tile, portable = job.tile, job.arch == PORTABLE
     constants = {"D": job.d, "PIECE": tile.piece, "VALUE": tile.value, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     signature = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "y_ptr"), _TYPES[job.dtype][0])
     signature |= {"N": "i32", **dict.fromkeys(constants, "constexpr")}
@@ -98,21 +103,31 @@ def compile_kernel(job: Job) -> Built:
     try:
         compiled = triton.compile(
             ASTSource(non_local_attention_kernel, signature, constants, divisible),
-            target=GPUTarget("cuda", job.arch, 32),
-            options={"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True},
+            target=GPUTarget("cuda", _PTX_ARCH if portable else job.arch, 32),
+            options={
+                "num_warps": tile.warps,
+                "num_stages": tile.stages,
+                "enable_fp_fusion": True,
+                "ptx_version": _PTX_VERSION if portable else None,
+            },
         )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise KernelError(f"Triton {triton.__version__} cannot compile {name_of(job)}: {reason}") from error
-    cubin = compiled.asm["cubin"]
+    cubin, ptx = compiled.asm["cubin"], compiled.asm["ptx"]
     registers, stack = _resources(cubin, knobs.nvidia.cuobjdump.path)
-    parameters = len(re.findall(r"\.param \.\w+ .*kernel_param_\d+", compiled.asm["ptx"]))
-    return Built(job, cubin, registers, stack, compiled.metadata.shared, parameters - 5)
+    parameters = len(re.findall(r"\.param \.\w+ .*kernel_param_\d+", ptx))
+    code = ptx.encode() + b"\0" if portable else cubin
+    return Built(job, code, registers, stack, compiled.metadata.shared, parameters - 5)
 
 
 def name_of(job: Job) -> str:
     kind = "any" if not job.aligned else "aligned"
-    return f"sm_{job.arch} {job.dtype} d={job.d} {job.tile.name} {kind}"
+    return f"{_target(job.arch)} {job.dtype} d={job.d} {job.tile.name} {kind}"
+
+
+def _target(arch: int) -> str:
+    return "ptx" if arch == PORTABLE else f"sm_{arch}"
 
 
 def check(kernels: Sequence[Built], max_stack: int) -> None:
@@ -136,23 +151,24 @@ def write(kernels: Sequence[Built], output: Path) -> None:
     offset = len(_MAGIC) + 8 + len(kernels) * _RECORD.size
     records, code, entries = b"", b"", []
     for kernel in kernels:
-        job, digest = kernel.job, hashlib.sha256(kernel.cubin)
+        job, digest = kernel.job, hashlib.sha256(kernel.code)
         padding = -(offset + len(code)) % _ALIGNMENT
         code += b"\0" * padding
         position = offset + len(code)
-        code += kernel.cubin
+        code += kernel.code
         records += _RECORD.pack(
             job.arch, _TYPES[job.dtype][1], job.d, job.tile.value, job.tile.block_m, 32 * job.tile.warps,
             kernel.shared, job.aligned, job.tactic, kernel.scratch,
-            position, len(kernel.cubin), int.from_bytes(digest.digest()[:8], "little"),
+            position, len(kernel.code), int.from_bytes(digest.digest()[:8], "little"),
         )  # fmt: skip
         entries.append(
             {
                 **asdict(job),
+                "target": _target(job.arch),
                 "registers": kernel.registers,
                 "stack_bytes": kernel.stack,
                 "shared_bytes": kernel.shared,
-                "cubin_bytes": len(kernel.cubin),
+                "code_bytes": len(kernel.code),
                 "sha256": digest.hexdigest(),
             }
         )
@@ -178,9 +194,9 @@ def report(kernels: Sequence[Built]) -> str:
         job, tile = kernel.job, kernel.job.tile
         rows.append(
             (
-                f"sm_{job.arch}", job.dtype, job.d, f"{tile.block_m} x {tile.block_n}", tile.piece, tile.value,
+                _target(job.arch), job.dtype, job.d, f"{tile.block_m} x {tile.block_n}", tile.piece, tile.value,
                 tile.warps, "16k" if job.aligned else "any", job.tactic, kernel.registers, kernel.stack,
-                f"{kernel.shared / 1024:.0f} of {SHARED_MEMORY[job.arch] // 1024}", f"{len(kernel.cubin) / 1024:.0f}",
+                f"{kernel.shared / 1024:.0f} of {SHARED_MEMORY[job.arch] // 1024}", f"{len(kernel.code) / 1024:.0f}",
             )
         )  # fmt: skip
     header = (
@@ -232,7 +248,7 @@ def _choices(text: str, allowed: Sequence[str], what: str) -> list[str]:
 def run(arguments: argparse.Namespace) -> None:
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         raise WnlbError("TRITON_INTERPRET is set, with which Triton compiles nothing; unset it")
-    archs = [int(text) for text in _choices(arguments.arch, [str(arch) for arch in SHARED_MEMORY], "architecture")]
+    archs = [_ARCHS[text] for text in _choices(arguments.arch, list(_ARCHS), "architecture")]
     dtypes = _choices(arguments.dtype, list(ITEM_BYTES), "type")
     heads = [int(text) for text in _choices(arguments.heads, [str(d) for d in HEADS], "head size")]
     if arguments.workers < 0:
@@ -256,8 +272,9 @@ def main() -> int:
         prog="python -m wnlb.plugins.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-o", "--output", type=Path, default=KERNELS, help="folder (default: kernels/ in the package)")
-    every = ",".join(map(str, SHARED_MEMORY))
-    parser.add_argument("--arch", default=every, metavar="A,A,...", help=f"compute capabilities (default: {every})")
+    every = ",".join(_ARCHS)
+    text = f"compute capabilities; ptx: for all others from 8.0 on (default: {every})"
+    parser.add_argument("--arch", default=every, metavar="A,A,...", help=text)
     every = ",".join(ITEM_BYTES)
     parser.add_argument("--dtype", default=every, metavar="T,T,...", help=f"types (default: {every})")
     every = ",".join(map(str, HEADS))

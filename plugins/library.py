@@ -20,6 +20,13 @@ _registered: dict[str, str] = {}  # path and SHA-256 of the library that this pr
 HOW_TO_BUILD = f"cmake -S {SOURCE} -B build && cmake --build build && export {VARIABLE}=$PWD/build/{NAME}"
 
 
+def how_to_get_kernels(arch: int) -> str:
+    """What helps where a library has no kernels for a GPU."""
+    if arch < 80:
+        return "there are none before SM 8.0; use --attention standard"
+    return "run 'python -m wnlb.plugins.build' and build the library again"
+
+
 @dataclass(frozen=True)
 class PluginLibrary:
     """A library that fits."""
@@ -30,7 +37,7 @@ class PluginLibrary:
     kernels: int  # all that it holds
 
     def kernels_for(self, arch: int) -> int:
-        """Kernels for a compute capability times ten, such as 87."""
+        """Kernels that a GPU of this compute capability times ten, such as 87, can run: its own or portable ones."""
         return int(ctypes.CDLL(str(self.path)).wnlbKernelCount(arch))
 
 

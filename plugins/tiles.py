@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 
 KIB = 1024
 
+PORTABLE = 0  # in place of a compute capability: PTX for 8.0, which the driver compiles for any later GPU
+
 # Shared memory that one block may have (CUDA C++ Programming Guide, table "Technical Specifications per Compute
-# Capability"), by compute capability times ten.
+# Capability"), by compute capability times ten. Of portable kernels: the least from 8.0 on.
 SHARED_MEMORY = {
     80: 163 * KIB,  # A100
     86: 99 * KIB,  # RTX 30, A10, A40
@@ -17,8 +19,8 @@ SHARED_MEMORY = {
     100: 227 * KIB,  # B200
     110: 227 * KIB,  # Jetson Thor
     120: 99 * KIB,  # RTX 50
+    PORTABLE: 99 * KIB,
 }
-SMALLEST = 86
 HEADS = (32, 64, 128, 256, 512, 1024)
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 

@@ -135,7 +135,7 @@ def _tensorrt(name: str) -> tuple[str, str, str]:
 
 
 def _plugin() -> tuple[str, str, str]:
-    from wnlb.plugins.library import HOW_TO_BUILD, load
+    from wnlb.plugins.library import HOW_TO_BUILD, how_to_get_kernels, load
 
     try:
         library = load()
@@ -145,11 +145,7 @@ def _plugin() -> tuple[str, str, str]:
     with contextlib.suppress(WnlbError):
         gpu = find_gpu()
         if not library.kernels_for(gpu.arch):
-            return (
-                "note",
-                f"{found}, none for SM {gpu.compute_capability}",
-                f"python -m wnlb.plugins.build --arch {gpu.arch}",
-            )
+            return "note", f"{found}, none for SM {gpu.compute_capability}", how_to_get_kernels(gpu.arch)
     return "yes", found, ""
 
 

@@ -166,10 +166,11 @@ def measure(action: Callable[[], Tensor], inputs: list[Tensor], shape: Shape) ->
 
 def on_gpu(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from wnlb.plugins.attention import non_local_attention
-    from wnlb.plugins.tiles import tiles_for
+    from wnlb.plugins.tiles import PORTABLE, SHARED_MEMORY, tiles_for
 
     major, minor = torch.cuda.get_device_capability()
     arch = 10 * major + minor
+    tiles_of = arch if arch in SHARED_MEMORY else PORTABLE
     print(f"{torch.cuda.get_device_name()}, SM {major}.{minor}, PyTorch {torch.__version__}")
     rows = []
     for name in arguments.dtype.split(","):
@@ -179,7 +180,7 @@ def on_gpu(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for shape in shapes(arguments.sizes.split(","), [int(b) for b in arguments.batch.split(",")]):
             inputs = draw(shape, dtype, seed=len(rows))
             actions = peers(inputs)
-            for tile in tiles_for(arch, shape.d, shape.d, name):
+            for tile in tiles_for(tiles_of, shape.d, shape.d, name):
                 actions[f"ours {tile.name}"] = lambda tile=tile, inputs=inputs: non_local_attention(*inputs, tile)
             found = {peer: measure(action, inputs, shape) for peer, action in actions.items()}
             rows.append({"dtype": name, "peak_tflops": peak, **vars(shape), "peers": found})

@@ -94,8 +94,10 @@ bool KernelTable::read(unsigned char const* data, std::size_t size, std::string&
     }
     for (Kernel const& kernel : mKernels)
     {
-        if (kernel.offset > size || kernel.size > size - kernel.offset || kernel.scratch > kMaxScratch
-            || kernel.value == 0 || kernel.blockM == 0 || static_cast<std::uint32_t>(kernel.type) > 2)
+        bool const inside = kernel.offset <= size && kernel.size > 0 && kernel.size <= size - kernel.offset;
+        bool const ends = kernel.architecture != kPortable || (inside && data[kernel.offset + kernel.size - 1] == 0);
+        if (!inside || !ends || kernel.scratch > kMaxScratch || kernel.value == 0 || kernel.blockM == 0
+            || static_cast<std::uint32_t>(kernel.type) > 2)
         {
             error = "the file of kernels is damaged";
             return false;
@@ -105,9 +107,26 @@ bool KernelTable::read(unsigned char const* data, std::size_t size, std::string&
     return true;
 }
 
-bool KernelTable::fits(Kernel const& kernel, Problem const& problem, int architecture) const noexcept
+bool KernelTable::source(int architecture, std::uint32_t& found) const noexcept
 {
-    return kernel.architecture == static_cast<std::uint32_t>(architecture) && kernel.type == problem.type
+    auto const own = static_cast<std::uint32_t>(architecture);
+    bool portable = false;
+    for (Kernel const& kernel : mKernels)
+    {
+        if (kernel.architecture == own)
+        {
+            found = own;
+            return true;
+        }
+        portable = portable || (kernel.architecture == kPortable && own >= kPortableFrom);
+    }
+    found = kPortable;
+    return portable;
+}
+
+bool KernelTable::fits(Kernel const& kernel, Problem const& problem, std::uint32_t source) noexcept
+{
+    return kernel.architecture == source && kernel.type == problem.type
         && kernel.head == problem.head && problem.channels % kernel.value == 0
         && problem.channels / kernel.value <= kMaxGridY && problem.batch <= kMaxGridY;
 }
@@ -115,25 +134,27 @@ bool KernelTable::fits(Kernel const& kernel, Problem const& problem, int archite
 std::vector<std::int32_t> KernelTable::tactics(Problem const& problem, int architecture, std::string& error) const
 {
     std::vector<std::int32_t> found;
-    bool known = false;
+    std::uint32_t from = kPortable;
+    if (!source(architecture, from))
+    {
+        error = "no kernel for compute capability " + std::to_string(architecture / 10) + "."
+            + std::to_string(architecture % 10);
+        error += static_cast<std::uint32_t>(architecture) < kPortableFrom
+            ? "; expected 8.0 or later: export the model with --attention standard"
+            : "; run `python -m wnlb.plugins.build` and build the library again";
+        return found;
+    }
     for (Kernel const& kernel : mKernels)
     {
-        known = known || kernel.architecture == static_cast<std::uint32_t>(architecture);
         auto const tactic = static_cast<std::int32_t>(kernel.tactic);
-        if (tactic > 0 && fits(kernel, problem, architecture)
+        if (tactic > 0 && fits(kernel, problem, from)
             && std::find(found.begin(), found.end(), tactic) == found.end())
         {
             found.push_back(tactic);
         }
     }
     std::sort(found.begin(), found.end());
-    if (!known)
-    {
-        error = "no kernel for compute capability " + std::to_string(architecture / 10) + "."
-            + std::to_string(architecture % 10) + "; run `python -m wnlb.plugins.build --arch "
-            + std::to_string(architecture) + "` and build the library again";
-    }
-    else if (found.empty())
+    if (found.empty())
     {
         error = std::string{"no kernel for "} + name(problem.type) + ", " + std::to_string(problem.head)
             + " channels of query and " + std::to_string(problem.channels) + " of value";
@@ -144,9 +165,14 @@ std::vector<std::int32_t> KernelTable::tactics(Problem const& problem, int archi
 Kernel const* KernelTable::find(Problem const& problem, int architecture, std::int32_t tactic) const noexcept
 {
     Kernel const* any = nullptr;
+    std::uint32_t from = kPortable;
+    if (!source(architecture, from))
+    {
+        return nullptr;
+    }
     for (Kernel const& kernel : mKernels)
     {
-        if (!fits(kernel, problem, architecture))
+        if (!fits(kernel, problem, from))
         {
             continue;
         }

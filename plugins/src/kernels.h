@@ -21,7 +21,7 @@ enum class Type : std::uint32_t
 //! One compiled kernel. The layout is that of the records in kernels.bin; see plugins/build.py.
 struct Kernel
 {
-    std::uint32_t architecture; //!< 10 * major + minor, exactly the device's
+    std::uint32_t architecture; //!< 10 * major + minor, exactly the device's; kPortable: PTX
     Type type;                  //!< of all four tensors
     std::uint32_t head;         //!< d, channels of query and key
     std::uint32_t value;        //!< output channels that one block computes; divides e
@@ -31,10 +31,14 @@ struct Kernel
     std::uint32_t aligned;      //!< 1: only for N that is a multiple of 16
     std::uint32_t tactic;       //!< the tile it was made from; 0 serves any N in place of every tactic
     std::uint32_t scratch;      //!< pointers that the compiler appended to the parameters; all null
-    std::uint64_t offset;       //!< of the cubin in kernels.bin
+    std::uint64_t offset;       //!< of the code in kernels.bin: a cubin, or PTX terminated by a zero
     std::uint64_t size;
-    std::uint64_t digest;       //!< the first eight bytes of the cubin's SHA-256
+    std::uint64_t digest;       //!< the first eight bytes of the code's SHA-256
 };
+
+//! In place of an architecture: the driver compiles the kernel for any device from kPortableFrom on.
+constexpr std::uint32_t kPortable = 0;
+constexpr std::uint32_t kPortableFrom = 80;
 static_assert(sizeof(Kernel) == 64, "must be packed as plugins/build.py packs it");
 
 //! A problem: `query` and `key` are [batch, head, positions], `value` and `output` [batch, channels, positions].
@@ -54,6 +58,9 @@ public:
     //! The table of this process; null where it cannot be read, and `error` says why.
     static KernelTable const* get(std::string& error) noexcept;
 
+    //! The architecture whose kernels a device runs: its own, kPortable where it has none. False where there are neither.
+    bool source(int architecture, std::uint32_t& found) const noexcept;
+
     //! Numbers of the tactics for a problem on an architecture, each of which can run it. Empty: `error` says why.
     std::vector<std::int32_t> tactics(Problem const& problem, int architecture, std::string& error) const;
 
@@ -72,7 +79,7 @@ public:
 
 private:
     bool read(unsigned char const* data, std::size_t size, std::string& error);
-    bool fits(Kernel const& kernel, Problem const& problem, int architecture) const noexcept;
+    static bool fits(Kernel const& kernel, Problem const& problem, std::uint32_t source) noexcept;
 
     std::vector<Kernel> mKernels;
     std::vector<unsigned char> mFile;

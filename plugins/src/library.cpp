@@ -22,8 +22,8 @@ WNLB_EXPORT std::int32_t wnlbTensorRtVersion()
     return NV_TENSORRT_MAJOR * 10000 + NV_TENSORRT_MINOR * 100 + NV_TENSORRT_PATCH;
 }
 
-//! For wnlb.plugins.load: the number of kernels for an architecture (10 * major + minor); 0 for all of them, -1 where the
-//! kernels cannot be read.
+//! For wnlb.plugins.load: the number of kernels that a device of this architecture (10 * major + minor) runs, its own or
+//! the portable ones; 0 for all kernels, -1 where they cannot be read.
 WNLB_EXPORT std::int32_t wnlbKernelCount(std::int32_t architecture)
 {
     std::string error;
@@ -32,10 +32,12 @@ WNLB_EXPORT std::int32_t wnlbKernelCount(std::int32_t architecture)
     {
         return -1;
     }
+    std::uint32_t from = wnlb::kPortable;
+    bool const some = architecture != 0 && table->source(architecture, from);
     std::int32_t count = 0;
     for (wnlb::Kernel const& kernel : table->kernels())
     {
-        count += architecture == 0 || kernel.architecture == static_cast<std::uint32_t>(architecture) ? 1 : 0;
+        count += architecture == 0 || (some && kernel.architecture == from) ? 1 : 0;
     }
     return count;
 }

@@ -166,7 +166,7 @@ def _choose_attention(
 ) -> PluginLibrary | None:
     """Bring the attention of ``model`` into the wanted form; the plugin library where it is used, registered."""
     from wnlb.export.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
-    from wnlb.plugins.library import load
+    from wnlb.plugins.library import how_to_get_kernels, load
 
     if attention == "plugin":
         if not library.takes_plugins or gpu is None:
@@ -182,8 +182,8 @@ def _choose_attention(
         plugin = load()
         if not plugin.kernels_for(gpu.arch):
             raise MissingDependency(
-                f"plugin library {plugin.path} has no kernels for {gpu.name} (SM {gpu.compute_capability}); run "
-                f"'python -m wnlb.plugins.build --arch {gpu.arch}' and build it again"
+                f"plugin library {plugin.path} has no kernels for {gpu.name} (SM {gpu.compute_capability}); "
+                + how_to_get_kernels(gpu.arch)
             )
     except MissingDependency:
         if attention == "plugin":

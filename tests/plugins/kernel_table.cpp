@@ -1,9 +1,12 @@
-// Asks the kernel table of an archive with FP16 kernels for heads of 64 channels on SM 8.7 and 9.0, and checks the answers.
-//   kernel_table COUNT      (exit code 3: the archive cannot be read)
+// Asks the kernel table of an archive with FP16 kernels for heads of 64 channels on SM 8.7 and 9.0 and portable ones, and
+// checks the answers.
+//   kernel_table COUNT             (exit code 3: the archive cannot be read)
+//   kernel_table refuse SM         prints why an architecture without kernels is refused
 #include "kernels.h"
 
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 
 using wnlb::Kernel;
 using wnlb::KernelTable;
@@ -27,7 +30,7 @@ void check(bool held, char const* what)
 
 } // namespace
 
-int main(int, char** argv)
+int main(int count, char** argv)
 {
     std::string error;
     KernelTable const* table = KernelTable::get(error);
@@ -36,17 +39,29 @@ int main(int, char** argv)
         std::printf("%s\n", error.c_str());
         return 3;
     }
-    CHECK(table->kernels().size() == static_cast<std::size_t>(std::atoi(argv[1])));
     Problem const embedded{Type::kFLOAT16, 1, 64, 64, 1600};
-    for (int architecture : {87, 90})
+    if (count == 3)
     {
+        int const architecture = std::atoi(argv[2]);
+        CHECK(table->tactics(embedded, architecture, error).empty() && table->find(embedded, architecture, 1) == nullptr);
+        std::printf("%s\n", error.c_str());
+        return gFailures == 0 ? 0 : 1;
+    }
+    CHECK(table->kernels().size() == static_cast<std::size_t>(std::atoi(argv[1])));
+    // 8.9 and 12.1 have no kernels of their own here.
+    for (int architecture : {87, 90, 89, 121})
+    {
+        bool const own = architecture == 87 || architecture == 90;
+        std::uint32_t const source = own ? static_cast<std::uint32_t>(architecture) : wnlb::kPortable;
         std::vector<std::int32_t> const tactics = table->tactics(embedded, architecture, error);
         CHECK(tactics.size() >= 2 && tactics.front() == 1);
         for (std::int32_t tactic : tactics)
         {
             Kernel const* kernel = table->find(embedded, architecture, tactic);
             CHECK(kernel != nullptr && kernel->aligned == 1 && kernel->tactic == static_cast<std::uint32_t>(tactic));
-            CHECK(kernel->architecture == static_cast<std::uint32_t>(architecture) && kernel->head == 64);
+            CHECK(kernel->architecture == source && kernel->head == 64);
+            bool const machineCode = std::memcmp(table->code(*kernel), "\x7f" "ELF", 4) == 0;
+            CHECK(machineCode == own);
             Problem odd = embedded;
             odd.positions = 247; // no multiple of 16
             kernel = table->find(odd, architecture, tactic);
@@ -61,7 +76,8 @@ int main(int, char** argv)
         CHECK(kernel != nullptr && 32 % kernel->value == 0);
     }
     CHECK(table->tactics(embedded, 75, error).empty());
-    CHECK(error.find("compute capability 7.5") != std::string::npos && error.find("--arch 75") != std::string::npos);
+    CHECK(error == "no kernel for compute capability 7.5; expected 8.0 or later: export the model with --attention standard");
+    CHECK(table->find(embedded, 75, 1) == nullptr);
     Problem const bfloat{Type::kBFLOAT16, 1, 64, 64, 1600};
     CHECK(table->tactics(bfloat, 87, error).empty());
     CHECK(error == "no kernel for bfloat16, 64 channels of query and 64 of value");
