@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wnlb.plugins.library import load
 from wnlb.runtime.engine.driver import find_gpu
 from wnlb.runtime.engine.manifest import LIBRARIES, read_manifest
 from wnlb.runtime.engine.tensorrt import load_tensorrt
@@ -118,6 +119,7 @@ class _Family:
             if backend != ONNX_RUNTIME:
                 words: list[str | Path] = ["build", variant.onnx, "--target", backend, "--attention", attention]
                 state = [load_tensorrt(backend).version, str(find_gpu())]
+                state += [load().sha256] if attention == "plugin" else []
                 variant.path = self._maker.make(variant.name, words, [variant.onnx, *state])
         except WnlbError as error:
             variant.failure = str(error)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
@@ -106,6 +107,24 @@ def make_plugin(tmp_path: Path) -> Callable[..., Path]:
         return library
 
     return made
+
+
+def images(count: int) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (2, 64, 96, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def run_thrice(backend: Any) -> None:
+    for _ in range(3):
+        backend.run({"image": images(1)[0]})
+
+
+def take_all_times(backend: Any) -> None:
+    for spin_wait in (False, True):
+        backend.timed(True, True, spin_wait)
+    backend.timed(False, False, False)
+    backend.layer_times(2)
+    assert backend.device_bytes > 0
 
 
 def engine_from(model: Path, folder: Path) -> Path:

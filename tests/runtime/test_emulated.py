@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[1] / "emulation"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-@pytest.mark.parametrize("part", ["test_backend_emulated.py", "test_build_emulated.py"])
+@pytest.mark.parametrize("part", ["test_backend_emulated.py", "test_build_emulated.py", "test_timing_emulated.py"])
 def test_on_an_emulated_gpu(part: str, planted_model_path: Path, small_model_path: Path, tmp_path: Path) -> None:
     model = onnx.load(small_model_path)
     assert fuse_attention(model)

@@ -16,6 +16,7 @@ from wnlb.runtime.profile.variants import Wanted, is_checkpoint, variants_of
 
 class Library:
     version = "10.3.0"
+    sha256 = "0123"  # of the plugin's library
 
 
 class PlantedMaker(Maker):
@@ -24,11 +25,13 @@ class PlantedMaker(Maker):
     def __init__(self, folder: Path, fails_at: str = "") -> None:
         super().__init__(folder, quiet=True)
         self.words: list[str] = []
+        self.inputs: dict[str, list[str]] = {}
         self._fails_at = fails_at
 
     def make(self, name: str, words: Sequence[str | Path], inputs: Sequence[Path | str]) -> Path:
         said = " ".join(map(str, words)).replace(f"{self.folder}/", "")
         self.words.append(f"{said} -> {name}")
+        self.inputs[name] = [str(entry).replace(f"{self.folder}/", "") for entry in inputs]
         if self._fails_at and self._fails_at in said:
             raise WnlbError(f"no {self._fails_at}")
         return self.folder / name
@@ -38,6 +41,7 @@ class PlantedMaker(Maker):
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variants, "find_gpu", lambda: Gpu("Orin", "8.7", "12.6", 1 << 33, True))
     monkeypatch.setattr(variants, "load_tensorrt", lambda name: Library)
+    monkeypatch.setattr(variants, "load", lambda: Library)
 
 
 @pytest.fixture
@@ -69,6 +73,9 @@ def test_everything_of_a_checkpoint(gpu: None, tmp_path: Path) -> None:
     assert "convert my.net.onnx --precision int8 --images night -> my.net.int8.onnx" in maker.words
     plugin = "build my.net.onnx --target tensorrt --attention plugin -> my.net.tensorrt.plugin.engine"
     assert plugin in maker.words
+    standard, plugin = maker.inputs["my.net.tensorrt.engine"], maker.inputs["my.net.tensorrt.plugin.engine"]
+    assert standard[:2] == ["my.net.onnx", "10.3.0"]
+    assert plugin == [*standard, "0123"]  # another library, another engine
     assert len([words for words in maker.words if words.startswith(("export", "convert"))]) == 2  # each once
 
 
@@ -112,6 +119,15 @@ def test_the_plugin_where_there_is_none(no_gpu: None, tmp_path: Path) -> None:
     wanted = Wanted((), ("plugin",), ("onnxruntime",))
     (variant,) = variants_of(Path("net.onnx"), wanted, PlantedMaker(tmp_path))
     assert variant.failure == "ONNX Runtime has no plugin: it computes the standard form"
+
+
+def test_the_plugin_without_its_library(gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise MissingDependency("the plugin library is missing: build it")
+
+    monkeypatch.setattr(variants, "load", missing)
+    found = variants_of(Path("net.onnx"), Wanted(backends=("tensorrt",)), PlantedMaker(tmp_path))
+    assert [variant.failure for variant in found] == ["", "the plugin library is missing: build it"]
 
 
 def test_an_engine_without_manifest(tmp_path: Path) -> None:
