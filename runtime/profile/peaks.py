@@ -171,7 +171,7 @@ def _product(precision: str, size: int) -> Any:
     constants, nodes, factors = [_weight(precision, size)], [], ["x", "w"]
     if precision == "int8":
         pair = ["scale", "zero"]
-        constants.append(numpy_helper.from_array(np.float32(_SCALE), "scale"))
+        constants.append(numpy_helper.from_array(np.array(_SCALE, np.float32), "scale"))
         constants.append(numpy_helper.from_array(np.zeros((), np.int8), "zero"))
         nodes.append(helper.make_node("QuantizeLinear", ["x", *pair], ["x.int8"]))
         nodes.append(helper.make_node("DequantizeLinear", ["x.int8", *pair], ["x.dequantized"]))
@@ -194,7 +194,7 @@ def _weight(precision: str, size: int) -> Any:
 
 
 def _random(shape: Sequence[int]) -> NDArray[np.float32]:
-    return np.random.default_rng(0).random(shape, np.float32) / 2 + np.float32(0.5)
+    return (np.random.default_rng(0).random(shape, np.float32) / 2 + 0.5).astype(np.float32)
 
 
 def _bound(session: Any, path: Path) -> Any:
