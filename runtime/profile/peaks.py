@@ -208,8 +208,9 @@ def _bound(session: Any, path: Path) -> Any:
         if value.type not in kinds:
             raise WnlbError(f"model {path}: {value.name} is a {value.type}; expected float or float16")
     for value in session.get_inputs():
-        array = _random(value.shape).astype(kinds[value.type])
-        binding.bind_ortvalue_input(value.name, OrtValue.ortvalue_from_numpy(array, device, 0))
+        data = OrtValue.ortvalue_from_shape_and_type(value.shape, kinds[value.type], device, 0)
+        data.update_inplace(_random(value.shape).astype(kinds[value.type]))  # a copy: ortvalue_from_numpy borrows
+        binding.bind_ortvalue_input(value.name, data)
     for value in session.get_outputs():
         room = OrtValue.ortvalue_from_shape_and_type(value.shape, kinds[value.type], device, 0)
         binding.bind_ortvalue_output(value.name, room)

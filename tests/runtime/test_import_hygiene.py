@@ -12,6 +12,7 @@ BESIDE = {
     "engine.build": {"wnlb.export.fuse", "wnlb.plugins.library"},
     "engine.engine": {"wnlb.plugins.library"},
     "doctor_command": {"wnlb.plugins.library"},
+    "profile.variants": {"wnlb.plugins.library"},  # its hash
 }
 _FILES = [path for path in (ROOT / "runtime").rglob("*.py") if path.stem != "__init__"]
 RUNTIME = sorted(".".join(path.relative_to(ROOT / "runtime").with_suffix("").parts) for path in _FILES)

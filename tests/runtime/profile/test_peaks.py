@@ -130,7 +130,8 @@ def test_the_sum_is_valid_and_moves_three_arrays(tmp_path: Path) -> None:
 CPU: RunOf = run_in_onnxruntime("cpu", 1)
 
 
-@pytest.mark.parametrize(("what", "size"), [("fp32", 128), ("fp16", 128), ("int8", 128), (SUM, 1)])
+# A sum of arrays so large that the C library gives them back at once when freed: a run on borrowed memory crashes.
+@pytest.mark.parametrize(("what", "size"), [("fp32", 128), ("fp16", 128), ("int8", 128), (SUM, 40)])
 def test_onnx_runtime_runs_the_models(what: str, size: int, tmp_path: Path) -> None:
     model = peak_model(tmp_path, what, size)
     with CPU(model.path) as run:
