@@ -54,16 +54,14 @@ class Finder final : public ILoggerFinder
 {
 public:
     explicit Finder(ILogger& logger)
-        : mLogger(logger)
+        : current(&logger)
     {
     }
     ILogger* findLogger() override
     {
-        return &mLogger;
+        return current;
     }
-
-private:
-    ILogger& mLogger;
+    ILogger* current; //!< of the engine that calls, as TensorRT has it
 };
 
 template <typename Function>
@@ -497,6 +495,10 @@ int main(int argc, char** argv)
     CHECK(std::string{core->getPluginNamespace()} == "wnlb");
     checkShapesAndFormats(build);
     checkBadShapes(build, log);
+    Log later;
+    finder.current = &later;
+    checkBadShapes(build, later);
+    finder.current = &log;
 
     // Serialised and made again, as when an engine is loaded.
     auto* runtime = capability<IPluginV3OneRuntime>(plugin.get(), PluginCapabilityType::kRUNTIME);

@@ -13,7 +13,7 @@ WNLB_EXPORT nvinfer1::IPluginCreatorInterface* const* getCreators(std::int32_t& 
 
 WNLB_EXPORT void setLoggerFinder(nvinfer1::ILoggerFinder* finder)
 {
-    wnlb::setLogger(finder != nullptr ? finder->findLogger() : nullptr);
+    wnlb::setLoggerFinder(finder);
 }
 
 //! For wnlb.plugins.load: the TensorRT that the library was compiled for, as major * 10000 + minor * 100 + patch.

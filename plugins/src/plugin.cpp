@@ -20,11 +20,13 @@ constexpr std::int32_t kFailed = -1;
 constexpr std::int32_t kInputs = 3;
 constexpr char const* kKernelsField = "kernels";
 
-std::atomic<nvinfer1::ILogger*> gLogger{nullptr};
+std::atomic<nvinfer1::ILoggerFinder*> gLoggerFinder{nullptr};
 
 void report(std::string const& message) noexcept
 {
-    if (nvinfer1::ILogger* logger = gLogger.load())
+    nvinfer1::ILoggerFinder* const finder = gLoggerFinder.load();
+    // Asked anew each time: it gives the logger of the engine that called, which may be gone later.
+    if (nvinfer1::ILogger* const logger = finder != nullptr ? finder->findLogger() : nullptr)
     {
         logger->log(nvinfer1::ILogger::Severity::kERROR, message.c_str());
     }
@@ -150,9 +152,9 @@ std::string const& kernelsId()
 
 } // namespace
 
-void setLogger(nvinfer1::ILogger* logger) noexcept
+void setLoggerFinder(nvinfer1::ILoggerFinder* finder) noexcept
 {
-    gLogger.store(logger);
+    gLoggerFinder.store(finder);
 }
 
 // The plugin

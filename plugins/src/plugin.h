@@ -90,6 +90,6 @@ private:
 };
 
 //! Where messages go; standard error until TensorRT has given its logger.
-void setLogger(nvinfer1::ILogger* logger) noexcept;
+void setLoggerFinder(nvinfer1::ILoggerFinder* finder) noexcept;
 
 } // namespace wnlb

@@ -212,7 +212,7 @@ def _build(
     trt = library.trt
     logger, monitor = make_logger(trt), make_monitor(trt, progress)
     with interrupts_to(monitor):
-        builder = trt.Builder(logger)
+        builder = library.start("Builder", logger)
         network = builder.create_network(library.network_flags())
         parser = trt.OnnxParser(network, logger)
         if plugin:

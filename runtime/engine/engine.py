@@ -22,6 +22,7 @@ from wnlb.runtime.errors import MissingDependency, WnlbError
 _TYPES = {
     "FLOAT": np.float32,
     "HALF": np.float16,
+    "BF16": np.uint16,  # its bits: NumPy lacks the type
     "INT8": np.int8,
     "INT32": np.int32,
     "INT64": np.int64,
@@ -40,14 +41,17 @@ class TensorRtEngine:
     Args:
         manifest: of the engine; None for one that is trusted without: the first library that takes it opens it.
         plugin: whether a trusted engine may have our plugin inside.
+        mapped: whether inputs and outputs lie in the host's memory, where the GPU shares it: nothing is copied, but the
+            GPU of a Jetson does not cache that memory, which costs where inputs are read often.
 
     Raises:
         WnlbError: this machine's library, GPU or plugin do not fit; says which, and what to do.
     """
 
-    def __init__(self, path: Path, manifest: Manifest | None, plugin: bool = False) -> None:
+    def __init__(self, path: Path, manifest: Manifest | None, plugin: bool = False, mapped: bool = True) -> None:
         self.path = path
         self._gpu = find_gpu()
+        self._mapped = mapped and self._gpu.integrated
         self._lock = threading.Lock()
         self._buffers: dict[str, Buffer] = {}
         self._runtime: Any = None
@@ -212,7 +216,7 @@ class TensorRtEngine:
                 refusals.append(str(error))
                 continue
             self._library, self._logger = library, make_logger(library.trt)
-            self._runtime = library.trt.Runtime(self._logger)
+            self._runtime = library.start("Runtime", self._logger)
             engine = self._runtime.deserialize_cuda_engine(data)
             if engine is not None:
                 return engine
@@ -230,7 +234,7 @@ class TensorRtEngine:
                 raise WnlbError(
                     f"engine {self.path}: {name} is {kind} {list(shape)}; expected a static shape of numbers"
                 )
-            self._buffers[name] = self._cuda.buffer(shape, _TYPES[kind], self._gpu.integrated)
+            self._buffers[name] = self._cuda.buffer(shape, _TYPES[kind], self._mapped)
             if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
                 self._inputs.append(name)
 
@@ -302,7 +306,7 @@ class TensorRtEngine:
 
     def _described(self, graph: str) -> str:
         assert self._cuda is not None
-        shared = ", shared memory" if self._gpu.integrated else ""
+        shared = ", shared memory" if self._mapped else ""
         return f"{self._library.title}, {self._gpu.name}, {self._cuda.description}{shared}{graph}"
 
     def _drop_engine(self) -> None:

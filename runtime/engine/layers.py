@@ -26,7 +26,7 @@ def _layer_of_network(layer: Any) -> dict[str, str]:
 def layers_of_engine(library: TensorRt, data: memoryview) -> list[dict[str, str]] | None:
     """Layers of the engine as TensorRT fused them; None where it cannot be opened here."""
     trt = library.trt
-    runtime = trt.Runtime(make_logger(trt))
+    runtime = library.start("Runtime", make_logger(trt))
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         return None
@@ -38,8 +38,8 @@ def layers_of_engine(library: TensorRt, data: memoryview) -> list[dict[str, str]
 
 def layers_of_inspector(text: str) -> list[dict[str, str]]:
     """Name, type and precision of each layer in the JSON of TensorRT's engine inspector, of any version."""
-    layers = []
-    for entry in json.loads(text).get("Layers", []):
+    layers = []  # not strict: the separators of its lists are control characters
+    for entry in json.loads(text, strict=False).get("Layers", []):
         if isinstance(entry, str):  # not built with detailed verbosity
             layers.append({"name": entry, "type": "", "precision": ""})
             continue
@@ -68,7 +68,7 @@ def onnx_names_of_inspector(text: str) -> dict[str, str]:
     """
     found = {}
     try:
-        for entry in json.loads(text, strict=False)["Layers"]:  # the separators of its lists are control characters
+        for entry in json.loads(text, strict=False)["Layers"]:
             metadata = str(entry.get("Metadata") or "") if isinstance(entry, dict) else ""
             if metadata:
                 found[str(entry["Name"])] = " + ".join(re.findall(r"\[ONNX Layer: ([^\]]*)\]", metadata)) or metadata

@@ -47,6 +47,23 @@ class TensorRt:
         """In TensorRT-RTX the timing cache does nothing."""
         return not self.is_rtx
 
+    @property
+    def compute_capabilities(self) -> dict[str, str]:
+        """What TensorRT-RTX builds for, "8.9", by its name there."""
+        names = (name for name in dir(self.trt.ComputeCapability) if name[:2] == "SM")
+        return {f"{name[2:-1]}.{name[-1]}": name for name in names}  # SM120 is 12.0
+
+    def start(self, what: str, logger: Any) -> Any:
+        """A ``trt.Builder`` or ``trt.Runtime``, named by ``what``. Raises WnlbError where CUDA does not start."""
+        try:
+            return getattr(self.trt, what)(logger)
+        except TypeError as error:  # what its bindings make of a null pointer
+            reason = (logger.errors or [logger.warning or "no reason given"])[-1]
+            raise WnlbError(
+                f"{self.title} cannot start here: {' '.join(reason.split())}; is the driver new enough for its CUDA, "
+                "and memory free? 'wnlb doctor' and nvidia-smi tell"
+            ) from error
+
     def network_flags(self) -> int:
         """Strongly typed: the precisions that the graph says."""
         return 1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -66,9 +83,7 @@ class TensorRt:
 
     def set_compute_capabilities(self, config: Any, wanted: tuple[str, ...]) -> None:
         """Build for these GPUs ("8.9") instead of TensorRT-RTX's own choice. Raises WnlbError for one that it lacks."""
-        known = {
-            f"{name[2:-1]}.{name[-1]}": name for name in dir(self.trt.ComputeCapability) if name[:2] == "SM"
-        }  # SM120 is 12.0
+        known = self.compute_capabilities
         for capability in wanted:
             if capability not in known:
                 raise WnlbError(f"{self.title} builds for {', '.join(sorted(known))}, not for {capability}")
@@ -113,16 +128,19 @@ def _import(name: str) -> TensorRt:
 
 
 def make_logger(trt: Any) -> Any:
-    """A ``trt.ILogger`` that keeps the newest errors in ``errors`` and prints nothing."""
+    """A ``trt.ILogger`` that keeps the newest errors in ``errors``, the last warning, and prints nothing."""
 
     class Messages(trt.ILogger):
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
+            self.warning = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors = [*self.errors[-99:], message]
+            elif severity == trt.ILogger.WARNING:
+                self.warning = message
 
     return Messages()
 

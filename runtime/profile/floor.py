@@ -10,7 +10,7 @@ from wnlb.runtime.engine.build import BuildOptions, build_engine
 from wnlb.runtime.engine.engine import TensorRtEngine
 from wnlb.runtime.engine.manifest import read_manifest
 from wnlb.runtime.errors import MissingDependency, WnlbError
-from wnlb.runtime.profile.peaks import PRECISIONS, Peaks, RunOf, measure_peaks, run_in_onnxruntime
+from wnlb.runtime.profile.peaks import PRECISIONS, Peaks, RunOf, measure_peaks, random_values, run_in_onnxruntime
 from wnlb.runtime.profile.report import Row
 from wnlb.runtime.profile.variants import ONNX_RUNTIME, Variant
 from wnlb.runtime.profile.work import Work, work_by_stage
@@ -71,8 +71,10 @@ def run_in_tensorrt(library: str) -> RunOf:
     def run_of(path: Path) -> Iterator[Callable[[], float]]:
         engine = path.with_suffix(".engine")
         build_engine(path, engine, BuildOptions(target=library))
-        opened = TensorRtEngine(engine, read_manifest(engine))
+        opened = TensorRtEngine(engine, read_manifest(engine), mapped=False)
         try:
+            for array in opened.inputs.values():
+                array[...] = random_values(array.shape, array.dtype)
             yield lambda: opened.timed(False, True, True)["gpu"] / 1e3
         finally:
             opened.close()

@@ -26,13 +26,20 @@ class Subject(Protocol):
         """That many frames, one after the other. Raises WnlbError where it fails."""
         ...
 
+    def timed(self, count: int) -> list[Times]:
+        """As many runs of the inference alone, by the backend's own clock; empty parts where it has none.
+
+        They follow each turn of frames and are no part of it. Raises WnlbError where it fails.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Plan:
     """How long to measure; trtexec's names and defaults."""
 
     warm_up_s: float = 0.2  # and two runs at least: ONNX Runtime allocates in both
-    duration_s: float = 3.0  # of each subject, at least
+    duration_s: float = 3.0  # of each subject's frames, at least
     iterations: int = 10  # of each subject, at least
     round_s: float = 0.25  # of one turn
 
@@ -50,7 +57,7 @@ class Samples:
     """What was measured of one subject, in the order of time."""
 
     times: list[Times] = field(default_factory=list)
-    turns: list[tuple[float, float, int]] = field(default_factory=list)  # start and end by the clock, runs
+    turns: list[tuple[float, float, int]] = field(default_factory=list)  # start and end by the clock, frames run
     failure: str = ""
 
     def of(self, part: str) -> list[float]:
@@ -149,13 +156,15 @@ def _warm_up(subject: Subject, plan: Plan, samples: Samples, clock: Callable[[],
 
 
 def _turn(subject: Subject, count: int, samples: Samples, clock: Callable[[], float]) -> float:
-    """How long it took, in seconds."""
-    started = clock()
+    """How long the frames took, in seconds."""
     try:
-        samples.times += subject.run(count)
+        started = clock()
+        frames = subject.run(count)
+        ended = clock()
+        parts = subject.timed(count)
     except WnlbError as error:
         samples.failure = str(error)
         return 0.0
-    ended = clock()
+    samples.times += [{**frame, **own} for frame, own in zip(frames, parts, strict=True)]
     samples.turns.append((started, ended, count))
     return ended - started

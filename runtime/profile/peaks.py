@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnxruntime_backend import open_session
@@ -153,7 +153,17 @@ def _fastest(run_of: RunOf, what: str, size: int) -> tuple[float, float]:
     return min(seconds[WARM_UP:]), model.amount
 
 
-# The models. Values lie in [0.5, 1): neither zero nor denormal, on which processors are faster or slower.
+def random_values(shape: Sequence[int], kind: DTypeLike) -> NDArray[Any]:
+    """In [0.5, 1): neither zero nor denormal, on which processors are faster or slower, and always the same.
+
+    Args:
+        kind: float32, float16, or uint16 for the bits of BF16, the upper half of a float32.
+    """
+    values = (np.random.default_rng(0).random(shape, np.float32) / 2 + 0.5).astype(np.float32)
+    return (values.view(np.uint32) >> 16).astype(np.uint16) if kind == np.uint16 else values.astype(kind)
+
+
+# The models
 
 
 def _sum(mebibytes: int) -> Any:
@@ -184,17 +194,13 @@ def _product(precision: str, size: int) -> Any:
 def _weight(precision: str, size: int) -> Any:
     from onnx import TensorProto, numpy_helper
 
-    values = _random((size, size))
-    if precision == "bf16":  # the upper half of a float32; NumPy has no such type
-        halves = (values.view(np.uint32) >> 16).astype(np.uint16)
-        return TensorProto(name="w", data_type=TensorProto.BFLOAT16, dims=values.shape, raw_data=halves.tobytes())
+    shape = (size, size)
+    if precision == "bf16":
+        halves = random_values(shape, np.uint16)
+        return TensorProto(name="w", data_type=TensorProto.BFLOAT16, dims=shape, raw_data=halves.tobytes())
     if precision == "int8":
-        return numpy_helper.from_array(np.rint(values / _SCALE).astype(np.int8), "w")
-    return numpy_helper.from_array(values.astype(np.float16) if precision == "fp16" else values, "w")
-
-
-def _random(shape: Sequence[int]) -> NDArray[np.float32]:
-    return (np.random.default_rng(0).random(shape, np.float32) / 2 + 0.5).astype(np.float32)
+        return numpy_helper.from_array(np.rint(random_values(shape, np.float32) / _SCALE).astype(np.int8), "w")
+    return numpy_helper.from_array(random_values(shape, np.float16 if precision == "fp16" else np.float32), "w")
 
 
 def _bound(session: Any, path: Path) -> Any:
@@ -209,7 +215,7 @@ def _bound(session: Any, path: Path) -> Any:
             raise WnlbError(f"model {path}: {value.name} is a {value.type}; expected float or float16")
     for value in session.get_inputs():
         data = OrtValue.ortvalue_from_shape_and_type(value.shape, kinds[value.type], device, 0)
-        data.update_inplace(_random(value.shape).astype(kinds[value.type]))  # a copy: ortvalue_from_numpy borrows
+        data.update_inplace(random_values(value.shape, kinds[value.type]))  # a copy: ortvalue_from_numpy borrows
         binding.bind_ortvalue_input(value.name, data)
     for value in session.get_outputs():
         room = OrtValue.ortvalue_from_shape_and_type(value.shape, kinds[value.type], device, 0)

@@ -12,10 +12,12 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from conftest import engine_from
 from onnx import TensorProto, helper
 
 from wnlb.runtime.cli import main
 from wnlb.runtime.engine.build import BuildOptions, build_engine
+from wnlb.runtime.engine.engine import TensorRtEngine
 from wnlb.runtime.engine.manifest import read_manifest
 from wnlb.runtime.errors import GraphError, MissingDependency, WnlbError
 from wnlb.runtime.profile.worker import How, _opened
@@ -126,6 +128,32 @@ def test_a_build_that_fails_leaves_the_old_engine(planted: Path, tmp_path: Path,
     assert engine.read_bytes() == before
     assert read_manifest(engine)
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(("severity", "reason"), [("ERROR", "out of memory"), ("WARNING", "failure with error: 35")])
+def test_cuda_that_does_not_start_is_a_wnlb_error(
+    planted: Path,
+    tmp_path: Path,
+    driver: Any,
+    trt: Any,
+    severity: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """TensorRT's bindings raise a TypeError then, and its logger knows why."""
+
+    def start(logger: Any) -> None:
+        logger.log(getattr(trt.ILogger, severity), f"CUDA initialization {reason}")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    engine = engine_from(planted, tmp_path)
+    expected = rf"TensorRT 10.3.0 cannot start here: CUDA initialization {reason}; is"
+    monkeypatch.setattr(trt, "Builder", start)
+    monkeypatch.setattr(trt, "Runtime", start)
+    with pytest.raises(WnlbError, match=expected):
+        build_engine(planted, tmp_path / "other.engine", TENSORRT)
+    with pytest.raises(WnlbError, match=expected):
+        TensorRtEngine(engine, read_manifest(engine))
 
 
 def test_progress_grows_to_the_end(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:

@@ -244,5 +244,24 @@ def test_the_profile_of_an_engine(fused: Path, tmp_path: Path, driver: Any, trt:
     trt.planted_layers.extend(PLANTED_LAYERS)
     assert runner.stages(3) == {"stem": 6.0, "proposals": 12.0}  # the copies count to what stands before them
     runner._predictor.close()
+
+
+def test_peaks_are_those_of_the_gpus_own_memory_and_of_numbers(
+    tmp_path: Path, driver: Any, trt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Jetson's GPU does not cache the memory that it shares, and zeros take less power."""
+    opened: list[TensorRtEngine] = []
+
+    class Kept(TensorRtEngine):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            opened.append(self)
+
+    monkeypatch.setattr("wnlb.runtime.profile.floor.TensorRtEngine", Kept)
+    driver.emulatedMachine(1, 87, 1)
     with run_in_tensorrt("tensorrt")(peak_model(tmp_path, "fp32", 8).path) as run:
         assert run() >= 0
+        (engine,) = opened
+        assert "shared memory" not in engine.description
+        assert engine.inputs["x"].min() >= 0.5
+        assert len(np.unique(engine.inputs["x"])) == 64

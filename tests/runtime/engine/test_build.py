@@ -207,4 +207,5 @@ def test_layers_of_the_inspector_of_several_versions() -> None:
     new = json.dumps({"Layers": [first, {"Name": "c"}], "I/O Tensors": []})
     assert [layer["precision"] for layer in layers_of_inspector(old)] == ["fp16", "int8"]
     assert [layer["precision"] for layer in layers_of_inspector(new)] == ["bf16", ""]
+    assert layers_of_inspector('{"Layers": ["a\x1eb"]}')[0]["name"] == "a\x1eb"  # what TensorRT puts between names
     assert layers_of_inspector('{"Layers": ["conv1"]}') == [{"name": "conv1", "type": "", "precision": ""}]

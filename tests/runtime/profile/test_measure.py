@@ -21,10 +21,15 @@ class Clock:
 
 
 class Planted:
-    """Takes the milliseconds that it is told, one after the other, and the clock goes on by them."""
+    """Takes the milliseconds that it is told, one after the other, and the clock goes on by them.
 
-    def __init__(self, name: str, clock: Clock, ms: Iterator[float], fails_at: int = -1) -> None:
-        self.name, self.runs, self.turns = name, 0, list[int]()
+    A run of the inference alone takes ``gpu_ms``.
+    """
+
+    def __init__(
+        self, name: str, clock: Clock, ms: Iterator[float], fails_at: int = -1, gpu_ms: float | None = None
+    ) -> None:
+        self.name, self.runs, self.turns, self._gpu_ms = name, 0, list[int](), gpu_ms
         self._clock, self._ms, self._fails_at = clock, ms, fails_at
 
     def run(self, count: int) -> list[Times]:
@@ -38,6 +43,12 @@ class Planted:
             self._clock.now += ms / 1e3
             found.append({"total": ms, "infer": ms / 2})
         return found
+
+    def timed(self, count: int) -> list[Times]:
+        if self._gpu_ms is None:
+            return [{}] * count
+        self._clock.now += count * self._gpu_ms / 1e3
+        return [{"gpu": self._gpu_ms}] * count
 
 
 PLAN = Plan(warm_up_s=0.125, duration_s=1, iterations=10, round_s=0.125)
@@ -60,6 +71,15 @@ def test_turns_alternate_and_each_gets_its_duration_and_iterations() -> None:
     moments = samples["fast"].moments()
     assert moments[:3] == [turns[0][0] + MS / 1e3 * (i + 1) for i in range(3)]
     assert (len(moments), moments[-1]) == (64, turns[-1][1])
+
+
+def test_the_backends_own_times_lie_beside_the_turns() -> None:
+    """Whose time and energy are the frames' alone."""
+    clock = Clock()
+    own = measure([Planted("a", clock, itertools.repeat(MS), gpu_ms=4 * MS)], PLAN, clock=clock)["a"]
+    assert own.of("gpu") == [4 * MS] * 64 == [4 * total for total in own.of("total")]
+    assert {end - start for start, end, _ in own.turns} == {8 * MS / 1e3}
+    assert own.turns[1][0] - own.turns[0][1] == 8 * 4 * MS / 1e3
 
 
 def test_the_first_runs_do_not_count() -> None:

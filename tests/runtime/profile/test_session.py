@@ -29,6 +29,9 @@ class PlantedWorker:
             raise WnlbError("fell out")
         return [{"total": 1000.0, "infer": 900.0}] * count
 
+    def timed(self, count: int) -> list[Times]:
+        return [{}] * count
+
     def memory(self) -> tuple[int, int]:
         return 1 << 30, 1 << 20
 
