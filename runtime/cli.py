@@ -18,15 +18,18 @@ from wnlb.runtime.errors import WnlbError
 
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
-    "convert": ("wnlb.calibration.convert_command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
+    "convert": ("wnlb.calibration.precision.command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.engine.command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
     "run": ("wnlb.runtime.live.command", "a camera, stream or video in real time, with a live page"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
-    "evaluate": ("wnlb.calibration.evaluate_command", "AP on labelled pictures, by class and by darkness"),
-    "compare": ("wnlb.calibration.compare_command", "models side by side, from the first drifting tensor to pictures"),
-    "scenes": ("wnlb.calibration.scenes_command", "write synthetic night scenes with COCO annotations"),
-    "darken": ("wnlb.calibration.darken_command", "render a daylight COCO set dark"),
+    "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness"),
+    "compare": (
+        "wnlb.calibration.comparison.command",
+        "models side by side, from the first drifting tensor to pictures",
+    ),
+    "scenes": ("wnlb.calibration.scenes.command", "write synthetic night scenes with COCO annotations"),
+    "darken": ("wnlb.calibration.scenes.darken_command", "render a daylight COCO set dark"),
     "inspect": ("wnlb.runtime.inspect_command", "show what a model file or an engine holds"),
     "doctor": ("wnlb.runtime.doctor_command", "what this machine can do, and what to install for the rest"),
 }

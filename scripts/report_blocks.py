@@ -22,8 +22,8 @@ import torch
 from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
-from wnlb.calibration.dataset import read_coco, write_json
-from wnlb.calibration.evaluate import evaluate
+from wnlb.calibration.accuracy.evaluate import evaluate
+from wnlb.calibration.scenes.dataset import read_coco, write_json
 from wnlb.export.block import WeightedNonLocalBlock
 from wnlb.export.checkpoint import load_checkpoint
 from wnlb.export.deploy import blocks_by_level

@@ -34,9 +34,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
-from wnlb.calibration.camera import Camera, expose
-from wnlb.calibration.scenes import make_scene
-from wnlb.calibration.shapes import CLASSES
+from wnlb.calibration.scenes.camera import Camera, expose
+from wnlb.calibration.scenes.scene import make_scene
+from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.checkpoint import load_checkpoint, save_checkpoint
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.errors import WnlbError, exit_code

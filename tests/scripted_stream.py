@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from wnlb.calibration.camera import Camera, expose
-from wnlb.calibration.scenes import make_scene
+from wnlb.calibration.scenes.camera import Camera, expose
+from wnlb.calibration.scenes.scene import make_scene
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.live.feed import Feed

@@ -35,7 +35,7 @@ def test_only_wnlb_appears_at_the_top_of_site_packages(wheel: Path) -> None:
         f"wnlb_deploy-{metadata.version('wnlb-deploy')}.dist-info",
     }
     assert {
-        "wnlb/calibration/scenes.py",
+        "wnlb/calibration/scenes/scene.py",
         "wnlb/export/deploy.py",
         "wnlb/export/sample.safetensors",
         "wnlb/runtime/cli.py",

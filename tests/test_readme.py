@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from wnlb.calibration.shapes import CLASSES
+from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.verify import dark_scene
 
 ROOT = Path(__file__).parents[1]

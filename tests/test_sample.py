@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from wnlb.calibration.camera import DARKNESS_LEVELS
-from wnlb.calibration.dataset import read_coco, write_scenes
-from wnlb.calibration.evaluate import Evaluation, evaluate
-from wnlb.calibration.shapes import CLASSES
+from wnlb.calibration.accuracy.evaluate import Evaluation, evaluate
+from wnlb.calibration.scenes.camera import DARKNESS_LEVELS
+from wnlb.calibration.scenes.dataset import read_coco, write_scenes
+from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.checkpoint import load_checkpoint
 from wnlb.export.command import SAMPLE
 from wnlb.export.export_onnx import export_onnx

@@ -1,0 +1,1 @@
+"""Labelled dark pictures: night scenes that are drawn, and daylight sets rendered dark."""

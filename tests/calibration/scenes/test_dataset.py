@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from wnlb.calibration.scenes.dataset import read_coco, write_darkened, write_scenes
+from wnlb.calibration.scenes.scene import make_scene
+from wnlb.runtime.cli import main
+from wnlb.runtime.errors import WnlbError
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("night")
+    write_scenes(folder, 9, 96, 128, [300, 30], seed=5, workers=2)
+    return folder
+
+
+def test_scenes_are_the_same_with_any_number_of_workers(night: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path, 9, 96, 128, [300, 30], seed=5, workers=1)
+    for path in night.rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / path.relative_to(night)).read_bytes(), path.name
+
+
+def test_annotations_are_the_masks_of_the_scenes(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coco = COCO(str(night / "annotations.json"))
+    assert [image["darkness"] for image in coco.dataset["images"]] == [300, 30] * 4 + [300]
+    assert len({entry["id"] for entry in coco.dataset["annotations"]}) == len(coco.dataset["annotations"])
+    for image in coco.dataset["images"]:
+        scene = make_scene(5, image["id"] - 1, 96, 128)
+        entries = coco.loadAnns(coco.getAnnIds(image["id"]))
+        assert [entry["category_id"] for entry in entries] == [o.label for o in scene.objects]
+        for entry, item in zip(entries, scene.objects, strict=True):
+            assert np.array_equal(coco.annToMask(entry), item.mask)
+            assert entry["area"] == item.mask.sum()
+            rows, columns = np.nonzero(item.mask)
+            box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
+            assert entry["bbox"] == box
+        clean = cv2.imread(str(night / "clean" / image["file_name"]))[..., ::-1]
+        assert np.array_equal(clean, scene.clean)
+
+
+def test_darkened_sets_keep_annotations_and_get_darker(night: Path, tmp_path: Path) -> None:
+    failures = write_darkened(night / "annotations.json", night / "clean", tmp_path, [1000, 30], seed=1)
+    assert failures == []
+    original = json.loads((night / "annotations.json").read_text())
+    means = []
+    for level in ("1000", "30"):
+        document = json.loads((tmp_path / level / "annotations.json").read_text())
+        assert document["annotations"] == original["annotations"]
+        assert {image["darkness"] for image in document["images"]} == {float(level)}
+        pictures = [cv2.imread(str(tmp_path / level / "images" / i["file_name"])) for i in document["images"]]
+        means.append(np.mean(pictures))
+    clean = np.mean([cv2.imread(str(path)) for path in (night / "clean").iterdir()])
+    assert clean > means[0] > means[1]
+    assert clean == pytest.approx(means[0], rel=0.05)  # 1000 electrons are full exposure
+
+
+def test_a_picture_that_cannot_be_read_is_left_out(night: Path, tmp_path: Path) -> None:
+    for path in (night / "clean").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes() if path.stem != "000004" else b"")
+    failures = write_darkened(night / "annotations.json", tmp_path, tmp_path / "dark", [30], seed=1)
+    assert len(failures) == 1
+    assert "000004.png is empty" in failures[0]
+    document = json.loads((tmp_path / "dark" / "30" / "annotations.json").read_text())
+    assert len(document["images"]) == 8
+    assert all(entry["image_id"] != 5 for entry in document["annotations"])
+
+
+def coco(**changes: Any) -> dict[str, Any]:
+    entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "segmentation": [[0, 0, 2, 0, 2, 2]]}
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 4, "width": 4}],
+        "categories": [{"id": 1, "name": "car"}],
+        "annotations": [entry],
+    }
+    return {**document, **changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "are not COCO's"),
+        (json.dumps(coco(images=[])), "list no images"),
+        (json.dumps(coco(categories=[])), "category_id 1, which the file does not list"),
+        (json.dumps(coco(annotations=[{"id": 3, "image_id": 7, "category_id": 1}])), "image_id 7, which the file"),
+        (json.dumps(coco(annotations=[{"id": 3, "category_id": 1}])), "lack an entry: 'image_id'"),
+        (json.dumps({"images": [1], "categories": [], "annotations": []}), "lack an entry"),
+    ],
+)
+def test_broken_annotations_get_one_line(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(WnlbError, match=said) as refused:
+        read_coco(tmp_path / "a.json")
+    assert "\n" not in str(refused.value)
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    night, dark = tmp_path / "night", tmp_path / "dark"
+    assert main(["scenes", "-o", str(night), "--count", "2", "--size", "64x96", "--darkness", "50"]) == 0
+    assert "2 scenes" in capsys.readouterr().out
+    source = ["--annotations", str(night / "annotations.json"), "--images", str(night / "clean")]
+    assert main(["darken", *source, "-o", str(dark), "--darkness", "200,20", "--bits", "16"]) == 0
+    assert cv2.imread(str(dark / "20" / "images" / "000001.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16
+    (night / "clean" / "000001.png").unlink()
+    assert main(["darken", *source, "-o", str(dark), "--darkness", "200"]) == 3
+    for bad in ("0", "a", "20,20", "inf", ""):
+        assert main(["scenes", "-o", str(night), "--darkness", bad]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("wnlb scenes: error: darkness is")
+    assert main(["scenes", "-o", str(night), "--count", "0"]) == 2
+    assert main(["scenes", "-o", str(night), "--size", "10x10"]) == 2
+    assert main(["scenes", "-o", str(night), "--count", "9", "--workers", "-1"]) == 2
+    assert main(["scenes", "-o", str(night), "--seed", "-1"]) == 2
+    assert main(["darken", *source, "-o", str(dark), "--seed", "-1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["../a.png"], "leaves its folder"),
+        (["/tmp/a.png"], "leaves its folder"),
+        (["a.jpg", "a.png"], "would become a"),
+    ],
+)
+def test_darkening_writes_only_where_it_should(tmp_path: Path, names: list[str], said: str) -> None:
+    images = [{"id": i, "file_name": name} for i, name in enumerate(names, 1)]
+    (tmp_path / "a.json").write_text(json.dumps(coco(images=images, annotations=[])))
+    with pytest.raises(WnlbError, match=said):
+        write_darkened(tmp_path / "a.json", tmp_path, tmp_path / "dark", [30], seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
