@@ -178,7 +178,7 @@ def json_of(evaluations: list[Evaluation], same: tuple[int, int, int] | None) ->
 
 def _plot(evaluations: list[Evaluation], path: Path) -> None:
     """AP against darkness, darkest first."""
-    from wnlb.calibration.precision.coverage import load_pyplot
+    from wnlb.calibration.accuracy.plots import load_pyplot, save_figure
 
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
@@ -191,6 +191,4 @@ def _plot(evaluations: list[Evaluation], path: Path) -> None:
     axes.set(xlabel="mean linear luminance of the picture (left: darkest)", ylabel="AP in percent", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
+    save_figure(pyplot, figure, path)

@@ -34,7 +34,6 @@ again where model and pictures are the same, also after an interrupt), trials.js
 Exit code 1: no choice of groups holds --max-ap-drop; the best one is written nevertheless.
 """
 TRIAL_PICTURES = 32
-OVERFLOW_PICTURES = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +126,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _select(arguments: argparse.Namespace, converter: Converter, folder: Path) -> Selection:
     """The calibration pictures, with manifest, coverage picture and warnings."""
     from wnlb.calibration.precision.coverage import draw_coverage
-    from wnlb.calibration.precision.job import progress_bar
+    from wnlb.calibration.precision.job import OVERFLOW_PICTURES, progress_bar
     from wnlb.calibration.precision.selection import coverage_table, open_pictures, select_pictures, write_manifest
 
     source = arguments.images or "scenes"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from wnlb.calibration.accuracy.plots import load_pyplot, save_figure
 from wnlb.calibration.precision.search import Sensitivity
 from wnlb.calibration.precision.selection import BRIGHT, Selection
-from wnlb.runtime.errors import MissingDependency
-from wnlb.runtime.files import atomic_path
 
 
 def draw_coverage(selection: Selection, path: Path) -> None:
@@ -34,7 +32,7 @@ def draw_coverage(selection: Selection, path: Path) -> None:
     right.set(
         xscale="log", xlabel="mean linear luminance", ylabel="noise (levels of 0..255)", title="darkness and noise"
     )
-    _save(pyplot, figure, path)
+    save_figure(pyplot, figure, path)
 
 
 def draw_sensitivity(rows: Sequence[Sensitivity], path: Path) -> None:
@@ -49,22 +47,4 @@ def draw_sensitivity(rows: Sequence[Sensitivity], path: Path) -> None:
     axes.axvline(0, color="#444444", linewidth=0.8)
     axes.set(xlabel="drop of AP in percent against FP32 (left of 0: gains)")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    _save(pyplot, figure, path)
-
-
-def load_pyplot() -> Any:
-    """matplotlib.pyplot without a display. Raises MissingDependency."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingDependency("matplotlib is not installed: pip install 'wnlb-deploy[plots]'") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(pyplot: Any, figure: Any, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
+    save_figure(pyplot, figure, path)

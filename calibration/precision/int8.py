@@ -9,10 +9,9 @@ from typing import Any
 import onnx
 
 from wnlb.calibration.accuracy.judge import Judge, Ledger
-from wnlb.calibration.precision.command import OVERFLOW_PICTURES
 from wnlb.calibration.precision.convert import EDGE_DROP, EDGES, Converter, Int8Choice, Int8Trials, ranges_by
 from wnlb.calibration.precision.coverage import draw_sensitivity
-from wnlb.calibration.precision.job import Job
+from wnlb.calibration.precision.job import OVERFLOW_PICTURES, Job
 from wnlb.calibration.precision.ranges import METHODS, collect_histograms
 from wnlb.calibration.precision.search import Sensitivity, Trial, hold_budget, sensitivities
 from wnlb.runtime.errors import WnlbError

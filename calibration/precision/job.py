@@ -21,6 +21,8 @@ from wnlb.calibration.precision.selection import Selection
 from wnlb.calibration.scenes.dataset import read_coco
 from wnlb.runtime.predictor import Predictor, geometry_of
 
+OVERFLOW_PICTURES = 16  # that are looked at for values beyond FP16's range
+
 
 @dataclass
 class Job:
