@@ -19,9 +19,9 @@ from wnlb.runtime.files import sha256_of
 from wnlb.runtime.table import human_bytes, table
 
 if TYPE_CHECKING:
-    from wnlb.export.attention import AttentionPlan
-    from wnlb.export.export_onnx import ExportReport
+    from wnlb.export.graph.attention import AttentionPlan
     from wnlb.export.model import ModelConfig
+    from wnlb.export.onnx_file.export_onnx import ExportReport
 
 # Trained on night scenes by scripts/train_sample.py; see calibration/README.md.
 SAMPLE = Path(__file__).with_name("sample.safetensors")
@@ -155,8 +155,8 @@ def run(arguments: argparse.Namespace) -> int:
     bar = tqdm(total=None, file=sys.stderr, disable=hidden, leave=False, bar_format="{desc} [{elapsed}]")
     with bar:
         bar.set_description_str("load PyTorch")
-        from wnlb.export.checkpoint import load_checkpoint
-        from wnlb.export.export_onnx import STEPS, export_onnx
+        from wnlb.export.checkpoints.checkpoint import load_checkpoint
+        from wnlb.export.onnx_file.export_onnx import STEPS, export_onnx
 
         bar.set_description_str(f"read {arguments.checkpoint.name}")
         model, config = load_checkpoint(arguments.checkpoint, key_map=arguments.key_map, overrides=overrides)

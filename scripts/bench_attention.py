@@ -212,8 +212,8 @@ def _line(row: dict[str, Any]) -> str:
 
 def export_attention(shape: Shape, memory_bytes: int, path: Path) -> None:
     """One embedded attention as the export writes it: query, key, value ``[B, d, N]`` in, output out."""
-    from wnlb.export.attention import plan_attention
     from wnlb.export.block import WeightedNonLocalBlock
+    from wnlb.export.graph.attention import plan_attention
 
     block = WeightedNonLocalBlock(2 * shape.d, inner_channels=shape.d)
     torch.nn.init.ones_(block.w)

@@ -27,11 +27,11 @@ import torch
 from fresh_checkpoint import LIS_CLASSES, fresh_model
 from torchvision.models.detection import MaskRCNN
 
-from wnlb.export.checkpoint import load_checkpoint, save_checkpoint
-from wnlb.export.export_onnx import export_onnx
+from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from wnlb.export.model import ModelConfig
+from wnlb.export.onnx_file.export_onnx import export_onnx
+from wnlb.export.onnx_file.verify import dark_scene
 from wnlb.export.options import ExportOptions
-from wnlb.export.verify import dark_scene
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.table import table
 

@@ -25,9 +25,9 @@ from tqdm import tqdm
 from wnlb.calibration.accuracy.evaluate import evaluate
 from wnlb.calibration.scenes.dataset import read_coco, write_json
 from wnlb.export.block import WeightedNonLocalBlock
-from wnlb.export.checkpoint import load_checkpoint
-from wnlb.export.deploy import blocks_by_level
-from wnlb.export.export_onnx import export_onnx
+from wnlb.export.checkpoints.checkpoint import load_checkpoint
+from wnlb.export.graph.deploy import blocks_by_level
+from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import exit_code
 from wnlb.runtime.files import atomic_path, make_folder, sha256_of

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from wnlb.calibration.scenes.camera import Camera, expose
 from wnlb.calibration.scenes.scene import make_scene
 from wnlb.calibration.scenes.shapes import CLASSES
-from wnlb.export.checkpoint import load_checkpoint, save_checkpoint
+from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.errors import WnlbError, exit_code
 from wnlb.runtime.files import atomic_path, make_folder

@@ -16,8 +16,8 @@ if not torch.cuda.is_available():  # before anything imports Triton, which reads
 
 from small_models import small_config, small_model
 
-from wnlb.export.checkpoint import load_checkpoint, save_checkpoint
-from wnlb.export.export_onnx import export_onnx
+from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import Contract
 

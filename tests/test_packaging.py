@@ -36,7 +36,7 @@ def test_only_wnlb_appears_at_the_top_of_site_packages(wheel: Path) -> None:
     }
     assert {
         "wnlb/calibration/scenes/scene.py",
-        "wnlb/export/deploy.py",
+        "wnlb/export/graph/deploy.py",
         "wnlb/export/sample.safetensors",
         "wnlb/runtime/cli.py",
         "wnlb/plugins/CMakeLists.txt",
@@ -59,7 +59,7 @@ def test_installed_wheel_runs_outside_the_tree(wheel: Path, tmp_path: Path, smal
     (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
-    where = "import wnlb.export.deploy, wnlb.runtime as r; print(r.__file__)"
+    where = "import wnlb.export.graph.deploy, wnlb.runtime as r; print(r.__file__)"
     found = subprocess.run([str(python), "-c", where], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert found.stdout.startswith(site)
     run = subprocess.run(

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from wnlb.calibration.scenes.shapes import CLASSES
-from wnlb.export.verify import dark_scene
+from wnlb.export.onnx_file.verify import dark_scene
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
@@ -48,7 +48,7 @@ def commands() -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint_path: Path) -> Path:
     """What the examples name: a checkpoint, class names, pictures and a video."""
-    from wnlb.export.checkpoint import load_checkpoint
+    from wnlb.export.checkpoints.checkpoint import load_checkpoint
 
     folder = tmp_path_factory.mktemp("readme")
     torch.save({"model": load_checkpoint(small_checkpoint_path)[0].state_dict()}, folder / "checkpoint.pth")

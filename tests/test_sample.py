@@ -8,10 +8,10 @@ from wnlb.calibration.accuracy.evaluate import Evaluation, evaluate
 from wnlb.calibration.scenes.camera import DARKNESS_LEVELS
 from wnlb.calibration.scenes.dataset import read_coco, write_scenes
 from wnlb.calibration.scenes.shapes import CLASSES
-from wnlb.export.checkpoint import load_checkpoint
+from wnlb.export.checkpoints.checkpoint import load_checkpoint
 from wnlb.export.command import SAMPLE
-from wnlb.export.export_onnx import export_onnx
 from wnlb.export.model import blocks_by_level
+from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.predictor import Predictor
 

@@ -10,7 +10,7 @@ import torch
 import train_sample
 from train_sample import NightScenes, learning_rate, train, training_sample
 
-from wnlb.export.checkpoint import load_checkpoint
+from wnlb.export.checkpoints.checkpoint import load_checkpoint
 from wnlb.runtime.errors import WnlbError
 
 

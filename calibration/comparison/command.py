@@ -104,7 +104,7 @@ def _open(models: list[Path]) -> list[Predictor]:
         if path in opened:
             predictors.append(opened[path])
         else:
-            from wnlb.export.eager import EagerBackend
+            from wnlb.export.onnx_file.eager import EagerBackend
 
             predictors.append(Predictor(EagerBackend(path, contract)))
     return predictors

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wnlb.calibration.accuracy.evaluate import AGREEMENT_SCORE, agreement
 from wnlb.calibration.precision.groups import blocks_of, scope_of
 from wnlb.calibration.precision.ranges import Tap
-from wnlb.export.fuse import unfuse_attention
+from wnlb.export.onnx_file.fuse import unfuse_attention
 
 DRIFT = 0.1  # relative error from which a tap counts as drifted: noise 20 dB below the signal
 SAME_BOX = 0.9  # IoU of a proposal that both have

@@ -20,8 +20,8 @@ from wnlb.calibration.precision.mixed import MixedReport, float_tensors, heavy_n
 from wnlb.calibration.precision.quantize import OPSET as INT8_OPSET
 from wnlb.calibration.precision.quantize import Graph, Layer, check_placement, pair_names, quantize
 from wnlb.calibration.precision.ranges import Histogram, largest_magnitudes
-from wnlb.export.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
-from wnlb.export.lint import lint
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
+from wnlb.export.onnx_file.lint import lint
 from wnlb.runtime.contract import METADATA_KEY
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path

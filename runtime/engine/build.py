@@ -165,7 +165,7 @@ def _choose_attention(
     model: onnx.ModelProto, library: TensorRt, attention: str, gpu: Gpu | None
 ) -> PluginLibrary | None:
     """Bring the attention of ``model`` into the wanted form; the plugin library where it is used, registered."""
-    from wnlb.export.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
+    from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
     from wnlb.plugins.library import how_to_get_kernels, load
 
     if attention == "plugin":
@@ -207,7 +207,7 @@ def _build(
     progress: Progress,
 ) -> tuple[Any, list[dict[str, str]]]:
     """The serialised engine, and the layers of the network that it was made from."""
-    from wnlb.export.fuse import PLUGIN_OP
+    from wnlb.export.onnx_file.fuse import PLUGIN_OP
 
     trt = library.trt
     logger, monitor = make_logger(trt), make_monitor(trt, progress)
@@ -240,7 +240,7 @@ def _build(
 
 
 def _check_plugin_taken(model: onnx.ModelProto, library: TensorRt, network: Any) -> None:
-    from wnlb.export.fuse import PLUGIN_OP
+    from wnlb.export.onnx_file.fuse import PLUGIN_OP
 
     taken = sum(network.get_layer(i).type == library.trt.LayerType.PLUGIN_V3 for i in range(network.num_layers))
     expected = len(_nodes(model, PLUGIN_OP))

@@ -7,9 +7,9 @@ import torch
 from small_models import small_model
 from torch import nn
 
-from wnlb.export.attention import DeployedBlock, plan_attention
 from wnlb.export.block import MODES, WeightedNonLocalBlock
-from wnlb.export.deploy import plan_blocks
+from wnlb.export.graph.attention import DeployedBlock, plan_attention
+from wnlb.export.graph.deploy import plan_blocks
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import WnlbError
 

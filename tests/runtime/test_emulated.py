@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from wnlb.export.fuse import fuse_attention
+from wnlb.export.onnx_file.fuse import fuse_attention
 
 FOLDER = Path(__file__).parents[1] / "emulation"
 

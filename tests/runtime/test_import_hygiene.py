@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
 # Who loads the plugin library, and who brings attention into the form that is built; only in functions.
 BESIDE = {
-    "engine.build": {"wnlb.export.fuse", "wnlb.plugins.library"},
+    "engine.build": {"wnlb.export.onnx_file.fuse", "wnlb.plugins.library"},
     "engine.engine": {"wnlb.plugins.library"},
     "doctor_command": {"wnlb.plugins.library"},
     "profile.variants": {"wnlb.plugins.library"},  # its hash
@@ -79,7 +79,7 @@ def test_the_plugins_import_little_of_the_runtime(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "calibration").glob("*.py")), ids=lambda path: path.stem)
 def test_the_calibration_imports_the_runtime_and_no_pytorch(path):
-    allowed = {f"wnlb.export.{name}" for name in ("fuse", "lint", "eager")}  # eager: only in a function
+    allowed = {f"wnlb.export.onnx_file.{name}" for name in ("fuse", "lint", "eager")}  # eager: only in a function
     other = {name for name in imports_of_ours(path) if not name.startswith(("wnlb.calibration", "wnlb.runtime"))}
     assert other <= allowed
     assert "import torch" not in path.read_text()

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wnlb.export.checkpoint import load_checkpoint
-from wnlb.export.export_onnx import export_onnx
+from wnlb.export.checkpoints.checkpoint import load_checkpoint
+from wnlb.export.onnx_file.export_onnx import export_onnx
+from wnlb.export.onnx_file.verify import dark_scene
 from wnlb.export.options import ExportOptions
-from wnlb.export.verify import dark_scene
 from wnlb.runtime.cli import main
 from wnlb.runtime.engine.backend import TensorRtBackend
 from wnlb.runtime.engine.build import BuildOptions, build_engine

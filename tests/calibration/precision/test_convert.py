@@ -22,9 +22,9 @@ from wnlb.calibration.precision.quantize import Graph, check_placement
 from wnlb.calibration.precision.ranges import Histogram, Tap
 from wnlb.calibration.precision.search import hold_budget
 from wnlb.calibration.scenes.dataset import write_scenes
-from wnlb.export.export_onnx import export_onnx
-from wnlb.export.fuse import PLUGIN_OP, fuse_attention
-from wnlb.export.lint import lint
+from wnlb.export.onnx_file.export_onnx import export_onnx
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
+from wnlb.export.onnx_file.lint import lint
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.cli import main
 from wnlb.runtime.contract import METADATA_KEY, Contract

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from wnlb.export.fuse import fuse_attention
+from wnlb.export.onnx_file.fuse import fuse_attention
 from wnlb.runtime.engine.build import BuildOptions, build_engine
 from wnlb.runtime.engine.layers import layers_of_inspector
 from wnlb.runtime.engine.manifest import read_manifest

@@ -15,8 +15,8 @@ from small_models import small_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from wnlb.export.attention import plan_attention
-from wnlb.export.fuse import PLUGIN_OP, fuse_attention
+from wnlb.export.graph.attention import plan_attention
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.profile.stages import STAGES, stage_of
 from wnlb.runtime.profile.work import Work, work_by_stage

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
-from wnlb.export.dialect import canonical_state, infer_config
+from wnlb.export.checkpoints.dialect import canonical_state, infer_config
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.errors import CheckpointError
 from wnlb.runtime.files import atomic_path

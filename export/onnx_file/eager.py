@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wnlb.export.checkpoint import load_checkpoint
-from wnlb.export.export_onnx import configure
+from wnlb.export.checkpoints.checkpoint import load_checkpoint
+from wnlb.export.onnx_file.export_onnx import configure
+from wnlb.export.onnx_file.verify import eager_detections
 from wnlb.export.options import ExportOptions
-from wnlb.export.verify import eager_detections
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import WnlbError
 

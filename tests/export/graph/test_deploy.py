@@ -9,11 +9,11 @@ from small_models import small_model
 from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.block import MODES
-from wnlb.export.deploy import DeployGraph
-from wnlb.export.export_onnx import configure
+from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import BACKBONES, PLACEMENTS
+from wnlb.export.onnx_file.export_onnx import configure
+from wnlb.export.onnx_file.verify import Arrays, eager_detections, match
 from wnlb.export.options import ExportOptions
-from wnlb.export.verify import Arrays, eager_detections, match
 from wnlb.runtime.errors import GraphError
 
 NAMES = ("boxes", "scores", "labels", "masks", "count")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
-from wnlb.export.fuse import PLUGIN_OP, unfuse_attention
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, unfuse_attention
 from wnlb.export.options import MAX_TOP_K
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import GraphError

@@ -3,7 +3,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, nms
 
-from wnlb.export.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, decode_boxes, large_enough
+from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, decode_boxes, large_enough
 
 
 def random_boxes(n: int, size: float = 100.0, seed: int = 0) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from wnlb.export.block import MODES
-from wnlb.export.checkpoint import load_checkpoint, save_checkpoint
+from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from wnlb.export.model import BACKBONES, PLACEMENTS, ModelConfig, model_from_config
 from wnlb.runtime.errors import CheckpointError
 

@@ -13,13 +13,13 @@ from onnx import TensorProto, helper
 from small_models import small_model
 from tensorrt_rtx_build import build_in_tensorrt_rtx
 
-from wnlb.export import export_onnx as stage
-from wnlb.export.export_onnx import ExportReport, export_onnx
-from wnlb.export.fuse import PLUGIN_OP
-from wnlb.export.lint import lint
+from wnlb.export.onnx_file import export_onnx as stage
+from wnlb.export.onnx_file.export_onnx import ExportReport, export_onnx
+from wnlb.export.onnx_file.fuse import PLUGIN_OP
+from wnlb.export.onnx_file.lint import lint
+from wnlb.export.onnx_file.passes import name_by_module, set_metadata
+from wnlb.export.onnx_file.verify import dark_scene, match
 from wnlb.export.options import ExportOptions
-from wnlb.export.passes import name_by_module, set_metadata
-from wnlb.export.verify import dark_scene, match
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import GraphError, VerificationError, WnlbError
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wnlb.export.fourier import FourierConvolutions, plain_convolutions
-from wnlb.export.static_ops import AtlasRoIAlign
+from wnlb.export.graph.fourier import FourierConvolutions, plain_convolutions
+from wnlb.export.graph.static_ops import AtlasRoIAlign
 from wnlb.runtime.errors import GraphError
 
 

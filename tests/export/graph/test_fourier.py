@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from wnlb.export.fourier import FourierConvolutions, plain_convolutions, transforms
+from wnlb.export.graph.fourier import FourierConvolutions, plain_convolutions, transforms
 from wnlb.runtime.errors import GraphError
 
 

@@ -17,11 +17,11 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
-from wnlb.export.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
-from wnlb.export.mask_branch import FourierMaskBranch, MaskBranch
+from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
+from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
+from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, decode_boxes, large_enough
 from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
-from wnlb.export.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, decode_boxes, large_enough
 from wnlb.runtime.errors import GraphError, WnlbError
 
 _MIN_DETECTION_SIDE = 1e-2  # px: torchvision's RoIHeads.postprocess_detections drops thinner boxes

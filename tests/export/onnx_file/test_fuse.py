@@ -18,9 +18,9 @@ from onnx import TensorProto, checker, helper, numpy_helper
 from small_models import small_config, small_model
 from torch import Tensor, nn
 
-from wnlb.export.export_onnx import export_onnx
-from wnlb.export.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
-from wnlb.export.lint import lint
+from wnlb.export.onnx_file.export_onnx import export_onnx
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
+from wnlb.export.onnx_file.lint import lint
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import GraphError

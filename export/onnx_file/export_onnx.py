@@ -15,14 +15,14 @@ import onnx
 import torch
 from torchvision.models.detection import MaskRCNN
 
-from wnlb.export.attention import AttentionPlan
-from wnlb.export.deploy import DeployGraph
-from wnlb.export.fuse import PLUGIN_OP, fuse_attention
-from wnlb.export.lint import lint
+from wnlb.export.graph.attention import AttentionPlan
+from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import blocks_by_level
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
+from wnlb.export.onnx_file.lint import lint
+from wnlb.export.onnx_file.passes import name_by_module, set_metadata
+from wnlb.export.onnx_file.verify import CaseReport, verify
 from wnlb.export.options import ExportOptions
-from wnlb.export.passes import name_by_module, set_metadata
-from wnlb.export.verify import CaseReport, verify
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import GraphError
 from wnlb.runtime.files import atomic_path
@@ -61,7 +61,7 @@ def export_onnx(
         on_step: called with each of ``STEPS`` as it begins.
 
     Raises:
-        GraphError: the graph breaks a rule, see ``wnlb.export.lint``.
+        GraphError: the graph breaks a rule, see ``wnlb.export.onnx_file.lint``.
         VerificationError: the file computes something else than the model.
     """
     configure(model.float(), options)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
-from wnlb.export.deploy import DeployGraph
+from wnlb.export.graph.deploy import DeployGraph
 from wnlb.runtime.errors import VerificationError
 
 BOX_TOLERANCE = 0.05  # input pixels

@@ -1,0 +1,1 @@
+"""Weights as training scripts save them: read, recognised, written."""

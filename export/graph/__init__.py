@@ -1,0 +1,1 @@
+"""The network as it is deployed: static, and equal to the eager model."""

@@ -1,0 +1,1 @@
+"""The ONNX file: traced, rewritten, held to its rules, and proved equal to the eager model."""
