@@ -1,0 +1,1 @@
+"""From a checkpoint to one static, verified ONNX file."""

@@ -1,0 +1,1 @@
+"""From frames to detections, and how fast; needs neither PyTorch nor ONNX."""

@@ -46,6 +46,8 @@ def test_only_wnlb_appears_at_the_top_of_site_packages(wheel: Path) -> None:
         "wnlb/runtime/py.typed",
     } <= set(names)
     assert not [name for name in names if name.startswith(("wnlb/tests", "wnlb/scripts"))]
+    for package in ("calibration", "export", "plugins", "runtime"):  # a room that pyproject.toml does not name
+        assert {f"wnlb/{path.relative_to(ROOT)}" for path in (ROOT / package).rglob("*.py")} <= set(names)
 
 
 def test_installed_wheel_runs_outside_the_tree(wheel: Path, tmp_path: Path, small_model_path: Path) -> None:
