@@ -24,7 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -185,6 +185,25 @@ def write(kernels: Sequence[Built], output: Path) -> None:
         temporary.write_bytes(content)
     with atomic_path(output / "manifest.json") as temporary:
         temporary.write_text(json.dumps(manifest, indent=1))
+
+
+def read(folder: Path) -> list[Built]:
+    """What ``write`` wrote. Raises KernelError where the two files are missing, damaged or do not belong together."""
+    try:
+        content, manifest = (folder / "kernels.bin").read_bytes(), json.loads((folder / "manifest.json").read_text())
+        entries = manifest["kernels"]
+        if hashlib.sha256(content).hexdigest() != manifest["kernels_sha256"]:
+            raise KernelError(f"{folder / 'kernels.bin'} is not the file that manifest.json beside it describes")
+        kernels = []
+        for i, entry in enumerate(entries):
+            *_, scratch, offset, size, _ = _RECORD.unpack_from(content, len(_MAGIC) + 8 + i * _RECORD.size)
+            job = Job(**{**{f.name: entry[f.name] for f in fields(Job)}, "tile": Tile(**entry["tile"])})
+            used = entry["registers"], entry["stack_bytes"], entry["shared_bytes"]
+            kernels.append(Built(job, content[offset : offset + size], *used, scratch))
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"damaged ({type(error).__name__})"
+        raise KernelError(f"no kernels in {folder}: {reason}; run 'python -m wnlb.plugins.build'") from error
+    return kernels
 
 
 def report(kernels: Sequence[Built]) -> str:

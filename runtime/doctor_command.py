@@ -81,6 +81,7 @@ def examine() -> Iterator[Finding]:
         ("convert", lambda: _packages("calibration", "onnx", "matplotlib")),
     ):
         yield _looked(what, look)
+    yield from _evidence()
 
 
 def _looked(what: str, look: Callable[[], tuple[str, str, str]]) -> Finding:
@@ -147,6 +148,14 @@ def _plugin() -> tuple[str, str, str]:
         if not library.kernels_for(gpu.arch):
             return "note", f"{found}, none for SM {gpu.compute_capability}", how_to_get_kernels(gpu.arch)
     return "yes", found, ""
+
+
+def _evidence() -> Iterator[Finding]:
+    """How somebody with a GPU can show what it does; nothing without one."""
+    with contextlib.suppress(WnlbError):
+        found = f"eight minutes show what the {find_gpu().name} can do"
+        send = "in a checkout: scripts/gpu_evidence -o out/evidence, then send us out/evidence/evidence.json"
+        yield Finding("evidence", "note", found, send)
 
 
 def _onnxruntime() -> tuple[str, str, str]:

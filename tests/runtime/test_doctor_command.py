@@ -13,6 +13,7 @@ import pytest
 
 from wnlb.runtime import doctor_command, machine
 from wnlb.runtime.cli import main
+from wnlb.runtime.engine.driver import Gpu
 
 
 def test_this_machine(wnlb: Callable[..., Any]) -> None:
@@ -87,3 +88,15 @@ def test_no_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "_text", lambda path: "")
     assert (machine.jetson_model(), machine.jetpack_release(), machine.power_mode()) == ("", "", "")
     assert machine.processor().endswith("cores")
+
+
+def test_who_has_a_gpu_is_told_how_to_show_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor"]) == 0
+    assert "gpu_evidence" not in capsys.readouterr().out
+    monkeypatch.setattr(doctor_command, "find_gpu", lambda: Gpu("Orin", "8.7", "12.6", 8 << 30, True))
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "! evidence      eight minutes show what the Orin can do\n" in printed
+    assert "scripts/gpu_evidence -o out/evidence, then send us out/evidence/evidence.json" in printed

@@ -1,0 +1,361 @@
+"""The whole network: eager torchvision against our static graph as one CUDA graph, same weights, same night scene.
+
+Everyone starts with the uint8 frame on the GPU and ends with boxes, scores, labels and 28 x 28 masks there: the
+resizing and the pasting of masks that torchvision does are left out, which favours it. The static graph is what
+TensorRT gets: an engine must beat what PyTorch makes of it. Counts of detections are set by the score threshold, for
+everyone alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from fresh_checkpoint import LIS_CLASSES, fresh_model
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
+
+from evidence.attention import draw
+from evidence.checkout import ROOT
+from evidence.kernels import Launch, fits, kernels_of, launcher, name_of, rehearsed
+from evidence.stage import NO_TIME, Context, first_line, needs_gpu
+from evidence.timing import median_ms, memory_of
+from wnlb.calibration.scenes.camera import Camera, expose
+from wnlb.calibration.scenes.scene import make_scene
+from wnlb.export.checkpoints.checkpoint import load_checkpoint
+from wnlb.export.graph.attention import DeployedBlock
+from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.model import ModelConfig
+from wnlb.export.options import ExportOptions
+from wnlb.plugins.build import Built
+from wnlb.plugins.tiles import PORTABLE
+from wnlb.runtime.errors import MissingDependency
+from wnlb.runtime.latency import percentile
+
+COUNTS = (100, 5)  # detections: all rows, and what a night scene has
+Found = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes [D, 4], scores [D], labels [D], masks [D, 28, 28]
+_EVERYTHING = 1e-6  # score threshold
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    height: int
+    width: int
+    model: Any
+
+    @property
+    def size(self) -> str:
+        return f"{self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    run: Callable[[Tensor], Found]
+    set_threshold: Callable[[float], None]
+
+
+def run(context: Context) -> None:
+    arch = needs_gpu(context)
+    torch.backends.cudnn.benchmark = True
+    kernels = _kernels(context, arch)
+    context.fact("weights", "the ResNet-50 is untrained (seeded, heads that answer), the sample is trained")
+    cases = list(_cases(context))
+    for number, case in enumerate(cases):
+        seconds = context.left() * (0.8 if number == len(cases) - 1 else 1 / (len(cases) - number))
+        _measure(context, case, kernels, seconds, compiled=False)
+    for case in cases[1:] or cases:  # compiled for tens of seconds: when everything else is there
+        _measure(context, case, [], context.left() / 2, compiled=True)
+
+
+def _cases(context: Context) -> Iterator[Case]:
+    if context.rehearse:
+        model = fresh_model(ModelConfig(num_classes=9, backbone="resnet18", class_names=LIS_CLASSES), size=64)
+        model.rpn._pre_nms_top_n["testing"] = model.rpn._post_nms_top_n["testing"] = 32
+        model.roi_heads.detections_per_img = 8
+        yield Case("untrained ResNet-18", 64, 96, model)
+        return
+    yield Case("sample (ResNet-18)", 320, 320, load_checkpoint(ROOT / "export" / "sample.safetensors")[0])
+    resnet50 = fresh_model(ModelConfig(num_classes=9, backbone="resnet50", class_names=LIS_CLASSES))
+    for height, width in ((416, 608), (800, 1344)):
+        yield Case("ResNet-50, four blocks", height, width, resnet50)
+
+
+def _measure(context: Context, case: Case, kernels: list[Built], seconds: float, compiled: bool) -> None:
+    """A row for each count and variant, the variants in turns."""
+    what = {"model": case.name, "size": case.size, "compiled": compiled}
+    if context.left() <= 0 or seconds <= 1:
+        context.add(**what, refused=NO_TIME)
+        return
+    until = time.time() + seconds
+    model = copy.deepcopy(case.model).eval().requires_grad_(False).to(context.device)
+    light = make_scene(7, 3, case.height, case.width).light
+    scene = expose(light, Camera(), np.random.default_rng(7)).astype(np.uint8)
+    frame = torch.from_numpy(scene).unsqueeze(0).to(context.device)  # [1, H, W, 3]
+    reference = _eager(model, context.device)
+    set_threshold = _threshold_of(model)
+    set_threshold(_EVERYTHING)
+    with _matrix_products("highest"):
+        everything = reference(frame)
+    variants, refused = [], {}
+    for name, make in _makers(model, case, context, kernels, compiled).items():
+        try:
+            variant = make()
+            _, taken = memory_of(lambda variant=variant: variant.run(frame), context.device)
+            variants.append((name, variant, taken))
+        except Exception as error:  # of memory, compilers and capture, each with its own exceptions
+            refused[name] = first_line(error)
+    for name, reason in refused.items():
+        context.add(**what, variant=name, refused=reason)
+    for number, count in enumerate(COUNTS):
+        share = max(until - time.time(), 1.0) / (len(COUNTS) - number)
+        scores = everything[1]
+        threshold = float(scores[count - 1 : count + 1].mean()) if len(scores) > count else _EVERYTHING
+        set_threshold(threshold)
+        expected = tuple(t[: int((scores > threshold).sum())] for t in everything)
+        for _, variant, _ in variants:
+            variant.set_threshold(threshold)
+        times = _turns([variant for _, variant, _ in variants], frame, share, context.device)
+        for (name, variant, taken), ms in zip(variants, times, strict=True):
+            found = variant.run(frame)
+            context.add(
+                **what,
+                variant=name,
+                detections=len(expected[1]),
+                runs=len(ms),
+                p50_ms=percentile(ms, 50),
+                p99_ms=percentile(ms, 99),
+                bytes=taken,
+                **_agreement(expected, found),
+            )
+
+
+def _makers(
+    model: Any, case: Case, context: Context, kernels: list[Built], compiled: bool
+) -> dict[str, Callable[[], Variant]]:
+    """Name to a function that makes the variant; what it needs is only made then."""
+    device = context.device
+
+    def eager(name: str, precision: str, form: Callable[[Any], Any] = lambda m: m) -> Callable[[], Variant]:
+        def make() -> Variant:
+            own = form(copy.deepcopy(model))
+            return Variant(name, _in_precision(_eager(own, device), precision, device), _threshold_of(own))
+
+        return make
+
+    def static(name: str, precision: str, kernels: list[Built]) -> Callable[[], Variant]:
+        return lambda: _static(name, model, case, precision, kernels, context)
+
+    made = {"eager FP16": eager("eager FP16", "fp16")}
+    if compiled:
+        made["compiled FP16"] = eager("compiled FP16", "fp16", lambda m: _compiled(m, context.rehearse))
+        made["static FP16"] = static("static FP16", "fp16", [])
+        return made
+    for name, precision in (("eager FP32", "fp32"), ("eager TF32", "tf32")):
+        made[name] = eager(name, precision)
+    last = "eager FP16, channels last"
+    made[last] = eager(last, "fp16", lambda m: m.to(memory_format=torch.channels_last))
+    for precision in ("fp32", "tf32", "fp16"):
+        made[f"static {precision.upper()}"] = static(f"static {precision.upper()}", precision, [])
+    if kernels:
+        made["static FP16, our kernel"] = static("static FP16, our kernel", "fp16", kernels)
+    return made
+
+
+def _compiled(model: Any, rehearse: bool) -> Any:
+    """Backbone with its blocks, FPN, box head; the rest of torchvision's model changes its shapes with each frame."""
+    if not rehearse:
+        model.backbone = torch.compile(model.backbone)
+        model.roi_heads.box_head = torch.compile(model.roi_heads.box_head)
+    return model
+
+
+# Eager
+
+
+def _eager(model: Any, device: str) -> Callable[[Tensor], Found]:
+    mean, std = (
+        torch.tensor(v, device=device)[:, None, None] for v in (model.transform.image_mean, model.transform.image_std)
+    )
+
+    def run(frame: Tensor) -> Found:
+        size = (frame.shape[1], frame.shape[2])
+        image = (frame.permute(0, 3, 1, 2) / 255 - mean) / std
+        batched = ImageList(image, [size])
+        features = OrderedDict(model.backbone(image))
+        proposals, _ = model.rpn(batched, features)
+        found = model.roi_heads(features, proposals, [size])[0][0]
+        return found["boxes"], found["scores"], found["labels"], found["masks"][:, 0]
+
+    return run
+
+
+def _threshold_of(model: Any) -> Callable[[float], None]:
+    def set_threshold(value: float) -> None:
+        model.roi_heads.score_thresh = value
+
+    return set_threshold
+
+
+# Static
+
+
+def _static(name: str, model: Any, case: Case, precision: str, kernels: list[Built], context: Context) -> Variant:
+    graph = DeployGraph(model.to("cpu"), ExportOptions(case.height, case.width)).eval()
+    model.to(context.device)
+    graph = graph.to(context.device, memory_format=torch.channels_last)
+    if precision == "fp16":
+        for part in graph.modules():
+            if isinstance(part, (nn.Conv2d, nn.Linear)):
+                part.half()  # else a replay would convert all weights again
+    if kernels:
+        for path, block in [(p, m) for p, m in graph.named_modules() if isinstance(m, DeployedBlock)]:
+            if block.mode == "embedded":
+                graph.set_submodule(path, KernelBlock(block, kernels, context))
+    run = _in_precision(graph, precision, context.device)
+    if context.device == "cuda":
+        run = _captured(run, torch.zeros(1, case.height, case.width, 3, dtype=torch.uint8, device="cuda"))
+
+    def found(frame: Tensor) -> Found:
+        boxes, scores, labels, masks, count = run(frame)
+        n = int(count[0])
+        return boxes[0, :n], scores[0, :n], labels[0, :n], masks[0, :n]
+
+    return Variant(name, found, lambda value: graph.detect.score_threshold.fill_(value))
+
+
+class KernelBlock(nn.Module):
+    """A deployed block whose attention is our kernel: the fastest of those that fit."""
+
+    def __init__(self, block: Any, kernels: list[Built], context: Context) -> None:
+        super().__init__()
+        self.block, self.chosen = block, ""
+        d, n = block.plan.inner_channels, block.plan.positions
+        self.launch = self._fastest(d, n, kernels, context)
+
+    def _fastest(self, d: int, n: int, kernels: list[Built], context: Context) -> Launch:
+        inputs = draw(1, d, d, n, torch.float16, context.device, seed=d)
+        output, found = torch.empty_like(inputs[2]), []
+        for kernel in kernels:
+            if fits(kernel, d, d, n, "float16"):
+                launch = launcher(kernel, context.rehearse)
+                ms = median_ms(lambda launch=launch: launch(*inputs, output), context.device)
+                found.append((ms, name_of(kernel), launch))
+        if not found:
+            raise MissingDependency(f"no kernel for {d} channels at {n} positions")
+        _, self.chosen, launch = min(found, key=lambda item: item[0])
+        return launch
+
+    def forward(self, x: Tensor) -> Tensor:
+        block = self.block
+        query, key, value = (
+            conv(x).flatten(2).to(torch.float16).contiguous() for conv in (block.theta, block.phi, block.g)
+        )
+        y = torch.empty_like(value)
+        self.launch(query, key, value, y)
+        return block.residual * x + block.W_z(y.reshape(x.shape[0], -1, *x.shape[2:]))
+
+
+def _captured(run: Callable[[Tensor], tuple[Tensor, ...]], frame: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run(frame)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run(frame)
+
+    def replay(now: Tensor) -> tuple[Tensor, ...]:
+        frame.copy_(now)
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+# Precision, time, agreement
+
+
+def _in_precision(run: Callable[[Tensor], Any], precision: str, device: str) -> Callable[[Tensor], Any]:
+    def now(frame: Tensor) -> Any:
+        half = torch.autocast(device, torch.float16, enabled=precision == "fp16", cache_enabled=False)
+        with torch.inference_mode(), half, _matrix_products("high" if precision == "tf32" else "highest"):
+            return run(frame)
+
+    return now
+
+
+@contextlib.contextmanager
+def _matrix_products(precision: str) -> Iterator[None]:
+    """``high``: float32 products and convolutions as TF32; ``highest``: as they are."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "high"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _turns(variants: list[Variant], frame: Tensor, seconds: float, device: str) -> list[list[float]]:
+    """Milliseconds from the frame on the GPU to its detections, of each variant, measured in turns."""
+    times: list[list[float]] = [[] for _ in variants]
+    until, least, most = time.time() + seconds, 8, 300
+    if device == "cpu":
+        least = most = 1
+    for turn in range(most if variants else 0):
+        if turn >= least and time.time() > until:
+            break
+        for variant, taken in zip(variants, times, strict=True):
+            variant.run(frame)  # the caches are those of this variant again
+            _wait(device)
+            begun = time.perf_counter()
+            variant.run(frame)
+            _wait(device)
+            taken.append(1e3 * (time.perf_counter() - begun))
+    return times
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _agreement(expected: tuple[Tensor, ...], found: Found) -> dict[str, Any]:
+    """How many of the detections of eager FP32 are found again, and how far those are away."""
+    boxes, scores, labels = (t.float() for t in expected[:3])
+    own_boxes, own_scores, own_labels = (t.float() for t in found[:3])
+    result: dict[str, Any] = {"found": len(own_scores), "expected": len(scores), "again": 0}
+    if not len(scores) or not len(own_scores):
+        return result
+    overlap = box_iou(boxes, own_boxes)
+    overlap[labels[:, None] != own_labels[None]] = 0
+    best, index = overlap.max(1)
+    again = (best > 0.9) & ((own_scores[index] - scores).abs() < 0.05)
+    apart = (own_boxes[index] - boxes).abs().amax(1)[again]
+    result["again"] = int(again.sum())
+    result["box_px"] = float(apart.max()) if len(apart) else None
+    result["score"] = float((own_scores[index] - scores).abs()[again].max()) if len(apart) else None
+    return result
+
+
+def _kernels(context: Context, arch: int) -> list[Built]:
+    """In float16; none where there are none, and the row of our kernel is left out."""
+    if context.rehearse:
+        return rehearsed(arch, ("float16",), (32, 64, 128, 256))
+    for which in (arch, PORTABLE):
+        try:
+            return [kernel for kernel in kernels_of(context, which) if kernel.job.dtype == "float16"]
+        except MissingDependency as error:
+            context.fact("kernels", str(error))
+    return []
