@@ -50,21 +50,31 @@ def draw(
 
 def exact(inputs: list[Tensor], rows: Tensor) -> Tensor:
     """Those query positions in float64, ``[B, e, R]``."""
-    query, key, value = (t.double() for t in inputs)
-    logits = query[:, :, rows].transpose(1, 2) @ key
-    return value @ logits.softmax(2).transpose(1, 2)
+    return inputs[2].double() @ _logits(inputs, rows).softmax(2).transpose(1, 2)
+
+
+def decided(inputs: list[Tensor], rows: Tensor) -> Tensor:
+    """Bool ``[B, 1, R]``: one key stands out by so much that no rounding of float32 logits of 1e4 makes another win."""
+    first, second = _logits(inputs, rows).topk(2, 2).values.unbind(2)
+    return (first - second > 30).unsqueeze(1)
+
+
+def _logits(inputs: list[Tensor], rows: Tensor) -> Tensor:
+    return inputs[0][:, :, rows].double().transpose(1, 2) @ inputs[1].double()
 
 
 def some_rows(n: int, device: str, at_most: int = 512) -> Tensor:
     return torch.linspace(0, n - 1, min(at_most, n), device=device).long()
 
 
-def errors(got: Tensor, expected: Tensor, rows: Tensor) -> tuple[float, float]:
-    """Largest and mean square error at those positions, both relative to the root mean square of what is right.
+def errors(got: Tensor, expected: Tensor, rows: Tensor, counts: Tensor | None = None) -> tuple[float, float]:
+    """Largest and root mean square error at those positions, both relative to the root mean square of what is right.
 
-    NaN, also of elements that were poisoned and not written, gives NaN.
+    NaN, also of elements that were poisoned and not written, gives NaN, also where a position does not count.
     """
     apart = got[:, :, rows].double() - expected
+    if counts is not None:
+        apart = apart * counts
     norm = expected.square().mean().sqrt()
     return float(apart.abs().max() / norm), float(apart.square().mean().sqrt() / norm)
 
@@ -107,5 +117,6 @@ def flex(inputs: list[Tensor]) -> Callable[[], Tensor]:
     """FlexAttention, compiled."""
     from torch.nn.attention.flex_attention import flex_attention
 
+    torch.compiler.reset()
     laid_out, compiled = tokens(inputs), torch.compile(flex_attention, dynamic=False)
     return lambda: channels_first(compiled(*laid_out, scale=1.0))

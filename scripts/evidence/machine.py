@@ -15,6 +15,7 @@ _PACKAGES = (
     "torch",
     "torchvision",
     "triton",
+    "nvidia-cudnn-cu13",
     "onnx",
     "onnxruntime",
     "onnxruntime-gpu",

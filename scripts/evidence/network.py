@@ -13,7 +13,7 @@ import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from wnlb.runtime.latency import percentile
 COUNTS = (100, 5)  # detections: all rows, and what a night scene has
 Found = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes [D, 4], scores [D], labels [D], masks [D, 28, 28]
 _EVERYTHING = 1e-6  # score threshold
+_COMPILING = 60  # seconds that it takes at least
 
 
 @dataclass(frozen=True)
@@ -59,22 +60,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Variant:
-    name: str
     run: Callable[[Tensor], Found]
     set_threshold: Callable[[float], None]
+    bytes: int | None = None  # of one run, where it cannot be seen from outside
 
 
 def run(context: Context) -> None:
     arch = needs_gpu(context)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 3  # all of them would take a minute
     kernels = _kernels(context, arch)
     context.fact("weights", "the ResNet-50 is untrained (seeded, heads that answer), the sample is trained")
     cases = list(_cases(context))
     for number, case in enumerate(cases):
         seconds = context.left() * (0.8 if number == len(cases) - 1 else 1 / (len(cases) - number))
         _measure(context, case, kernels, seconds, compiled=False)
-    for case in cases[1:] or cases:  # compiled for tens of seconds: when everything else is there
-        _measure(context, case, [], context.left() / 2, compiled=True)
+    for case in cases[:2]:  # compiled for tens of seconds: when everything else is there
+        if context.left() > _COMPILING or context.rehearse:
+            _measure(context, case, [], context.left(), compiled=True)
+        else:
+            context.add(model=case.name, size=case.size, compiled=True, refused=NO_TIME)
 
 
 def _cases(context: Context) -> Iterator[Case]:
@@ -84,10 +88,10 @@ def _cases(context: Context) -> Iterator[Case]:
         model.roi_heads.detections_per_img = 8
         yield Case("untrained ResNet-18", 64, 96, model)
         return
-    yield Case("sample (ResNet-18)", 320, 320, load_checkpoint(ROOT / "export" / "sample.safetensors")[0])
     resnet50 = fresh_model(ModelConfig(num_classes=9, backbone="resnet50", class_names=LIS_CLASSES))
     for height, width in ((416, 608), (800, 1344)):
         yield Case("ResNet-50, four blocks", height, width, resnet50)
+    yield Case("sample (ResNet-18)", 320, 320, load_checkpoint(ROOT / "export" / "sample.safetensors")[0])
 
 
 def _measure(context: Context, case: Case, kernels: list[Built], seconds: float, compiled: bool) -> None:
@@ -101,32 +105,26 @@ def _measure(context: Context, case: Case, kernels: list[Built], seconds: float,
     light = make_scene(7, 3, case.height, case.width).light
     scene = expose(light, Camera(), np.random.default_rng(7)).astype(np.uint8)
     frame = torch.from_numpy(scene).unsqueeze(0).to(context.device)  # [1, H, W, 3]
-    reference = _eager(model, context.device)
-    set_threshold = _threshold_of(model)
-    set_threshold(_EVERYTHING)
-    with _matrix_products("highest"):
-        everything = reference(frame)
-    variants, refused = [], {}
+    _threshold_of(model)(_EVERYTHING)
+    everything = _in_precision(_eager(model, context.device), "fp32", context.device)(frame)
+    variants: dict[str, Variant] = {}
     for name, make in _makers(model, case, context, kernels, compiled).items():
+        if time.time() > until - seconds / 2 and not compiled:
+            context.add(**what, variant=name, refused=NO_TIME)
+            continue
         try:
-            variant = make()
-            _, taken = memory_of(lambda variant=variant: variant.run(frame), context.device)
-            variants.append((name, variant, taken))
+            variants[name] = _settled(make(), frame, context.device)
         except Exception as error:  # of memory, compilers and capture, each with its own exceptions
-            refused[name] = first_line(error)
-    for name, reason in refused.items():
-        context.add(**what, variant=name, refused=reason)
+            context.add(**what, variant=name, refused=first_line(error))
     for number, count in enumerate(COUNTS):
         share = max(until - time.time(), 1.0) / (len(COUNTS) - number)
         scores = everything[1]
         threshold = float(scores[count - 1 : count + 1].mean()) if len(scores) > count else _EVERYTHING
-        set_threshold(threshold)
         expected = tuple(t[: int((scores > threshold).sum())] for t in everything)
-        for _, variant, _ in variants:
+        for variant in variants.values():
             variant.set_threshold(threshold)
-        times = _turns([variant for _, variant, _ in variants], frame, share, context.device)
-        for (name, variant, taken), ms in zip(variants, times, strict=True):
-            found = variant.run(frame)
+        times = _turns(list(variants.values()), frame, share, context.device)
+        for (name, variant), ms in zip(variants.items(), times, strict=True):
             context.add(
                 **what,
                 variant=name,
@@ -134,9 +132,17 @@ def _measure(context: Context, case: Case, kernels: list[Built], seconds: float,
                 runs=len(ms),
                 p50_ms=percentile(ms, 50),
                 p99_ms=percentile(ms, 99),
-                bytes=taken,
-                **_agreement(expected, found),
+                bytes=variant.bytes,
+                **_agreement(expected, variant.run(frame)),
             )
+
+
+def _settled(variant: Variant, frame: Tensor, device: str) -> Variant:
+    """After a first run, in which libraries choose and compile; then the memory of another is its own."""
+    variant.run(frame)
+    if variant.bytes is not None:
+        return variant
+    return replace(variant, bytes=memory_of(lambda: variant.run(frame), device)[1])
 
 
 def _makers(
@@ -145,37 +151,49 @@ def _makers(
     """Name to a function that makes the variant; what it needs is only made then."""
     device = context.device
 
-    def eager(name: str, precision: str, form: Callable[[Any], Any] = lambda m: m) -> Callable[[], Variant]:
+    def eager(precision: str, form: Callable[[Any], Any] = lambda m: m) -> Callable[[], Variant]:
         def make() -> Variant:
             own = form(copy.deepcopy(model))
-            return Variant(name, _in_precision(_eager(own, device), precision, device), _threshold_of(own))
+            return Variant(_in_precision(_eager(own, device), precision, device), _threshold_of(own))
 
         return make
 
-    def static(name: str, precision: str, kernels: list[Built]) -> Callable[[], Variant]:
-        return lambda: _static(name, model, case, precision, kernels, context)
+    def static(precision: str, kernels: list[Built]) -> Callable[[], Variant]:
+        return lambda: _static(model, case, precision, kernels, context)
 
-    made = {"eager FP16": eager("eager FP16", "fp16")}
+    made = {"eager FP16": eager("fp16")}
     if compiled:
-        made["compiled FP16"] = eager("compiled FP16", "fp16", lambda m: _compiled(m, context.rehearse))
-        made["static FP16"] = static("static FP16", "fp16", [])
+        made["compiled FP16"] = eager("fp16", lambda m: _compiled(m, context.rehearse))
+        made["static FP16"] = static("fp16", [])
         return made
-    for name, precision in (("eager FP32", "fp32"), ("eager TF32", "tf32")):
-        made[name] = eager(name, precision)
-    last = "eager FP16, channels last"
-    made[last] = eager(last, "fp16", lambda m: m.to(memory_format=torch.channels_last))
-    for precision in ("fp32", "tf32", "fp16"):
-        made[f"static {precision.upper()}"] = static(f"static {precision.upper()}", precision, [])
+    made["eager FP16, channels last, half weights"] = eager("fp16", lambda m: _halved(_channels_last(m)))
+    made["static FP16"] = static("fp16", [])
     if kernels:
-        made["static FP16, our kernel"] = static("static FP16, our kernel", "fp16", kernels)
+        made["static FP16, our kernel"] = static("fp16", kernels)
+    for precision in ("fp32", "tf32"):
+        made[f"eager {precision.upper()}"] = eager(precision)
+        made[f"static {precision.upper()}"] = static(precision, [])
     return made
 
 
 def _compiled(model: Any, rehearse: bool) -> Any:
     """Backbone with its blocks, FPN, box head; the rest of torchvision's model changes its shapes with each frame."""
     if not rehearse:
-        model.backbone = torch.compile(model.backbone)
-        model.roi_heads.box_head = torch.compile(model.roi_heads.box_head)
+        torch.compiler.reset()  # else another size than the first is compiled for any size
+        model.backbone = torch.compile(model.backbone, dynamic=False)
+        model.roi_heads.box_head = torch.compile(model.roi_heads.box_head, dynamic=False)
+    return model
+
+
+def _channels_last(model: Any) -> Any:
+    return model.to(memory_format=torch.channels_last)
+
+
+def _halved(model: Any) -> Any:
+    """Weights of products in FP16, as autocast would make them anew with each run."""
+    for part in model.modules():
+        if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            part.half()
     return model
 
 
@@ -209,28 +227,27 @@ def _threshold_of(model: Any) -> Callable[[float], None]:
 # Static
 
 
-def _static(name: str, model: Any, case: Case, precision: str, kernels: list[Built], context: Context) -> Variant:
-    graph = DeployGraph(model.to("cpu"), ExportOptions(case.height, case.width)).eval()
-    model.to(context.device)
-    graph = graph.to(context.device, memory_format=torch.channels_last)
+def _static(model: Any, case: Case, precision: str, kernels: list[Built], context: Context) -> Variant:
+    graph: Any = DeployGraph(copy.deepcopy(model).to("cpu"), ExportOptions(case.height, case.width)).eval()
+    graph = graph.to(context.device)
+    if precision != "fp32":  # tensor cores like it
+        graph = _channels_last(graph)
     if precision == "fp16":
-        for part in graph.modules():
-            if isinstance(part, (nn.Conv2d, nn.Linear)):
-                part.half()  # else a replay would convert all weights again
+        graph = _halved(graph)
     if kernels:
         for path, block in [(p, m) for p, m in graph.named_modules() if isinstance(m, DeployedBlock)]:
             if block.mode == "embedded":
                 graph.set_submodule(path, KernelBlock(block, kernels, context))
-    run = _in_precision(graph, precision, context.device)
+    run, taken = _in_precision(graph, precision, context.device), None
     if context.device == "cuda":
-        run = _captured(run, torch.zeros(1, case.height, case.width, 3, dtype=torch.uint8, device="cuda"))
+        run, taken = _captured(run, torch.zeros(1, case.height, case.width, 3, dtype=torch.uint8, device="cuda"))
 
     def found(frame: Tensor) -> Found:
         boxes, scores, labels, masks, count = run(frame)
         n = int(count[0])
         return boxes[0, :n], scores[0, :n], labels[0, :n], masks[0, :n]
 
-    return Variant(name, found, lambda value: graph.detect.score_threshold.fill_(value))
+    return Variant(found, lambda value: graph.detect.score_threshold.fill_(value), taken)
 
 
 class KernelBlock(nn.Module):
@@ -265,13 +282,17 @@ class KernelBlock(nn.Module):
         return block.residual * x + block.W_z(y.reshape(x.shape[0], -1, *x.shape[2:]))
 
 
-def _captured(run: Callable[[Tensor], tuple[Tensor, ...]], frame: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+def _captured(
+    run: Callable[[Tensor], tuple[Tensor, ...]], frame: Tensor
+) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], int]:
+    """The same as one CUDA graph, and the bytes that a run takes: of a replay they cannot be seen."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             run(frame)
     torch.cuda.current_stream().wait_stream(stream)
+    _, taken = memory_of(lambda: run(frame), "cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         outputs = run(frame)
@@ -281,7 +302,7 @@ def _captured(run: Callable[[Tensor], tuple[Tensor, ...]], frame: Tensor) -> Cal
         graph.replay()
         return outputs
 
-    return replay
+    return replay, taken
 
 
 # Precision, time, agreement

@@ -12,7 +12,7 @@ from typing import Any
 
 from evidence.pack import build_plugin
 from evidence.rehearsal import stand_in_for_conformance
-from evidence.stage import NO_TIME, Context
+from evidence.stage import NO_TIME, Context, first_line
 from wnlb.runtime.engine.driver import find_gpu
 from wnlb.runtime.errors import MissingDependency, WnlbError
 
@@ -46,6 +46,7 @@ def _made(context: Context) -> Path:
     """
     carried = context.carried / "plugin"
     if (carried / PROGRAM).exists():
+        (carried / PROGRAM).chmod(0o755)
         return carried
     here = context.output.parent / "plugin"
     try:
@@ -62,10 +63,12 @@ def _one(context: Context, library: str, tool: str, command: Sequence[str | Path
         return
     try:
         ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=left)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        context.add(library=library, tool=tool, refused=f"{type(error).__name__}: it ran {left:.0f} s")
-        return
-    context.add(library=library, tool=tool, exit_code=ran.returncode, **_read(ran.stdout + ran.stderr))
+    except subprocess.TimeoutExpired:
+        context.add(library=library, tool=tool, refused=f"not done after {left:.0f} s")
+    except OSError as error:
+        context.add(library=library, tool=tool, refused=first_line(error))
+    else:
+        context.add(library=library, tool=tool, exit_code=ran.returncode, **_read(ran.stdout + ran.stderr))
 
 
 def _read(output: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from evidence.attention import channels_first, draw, errors, exact, peers, some_rows, tokens
+from evidence.attention import channels_first, decided, draw, errors, exact, peers, some_rows, tokens
 from evidence.kernels import fits, kernels_of
 from evidence.stage import Context
 
@@ -108,4 +108,14 @@ def test_the_oracle_and_the_peers_agree_and_what_is_not_written_shows() -> None:
     assert torch.equal(laid_out, inputs[2])
     got = peers(inputs)["matmul/softmax"]().clone()
     got[1, 5, 22] = float("nan")
-    assert all(error != error for error in errors(got, expected, rows))
+    for counts in (None, torch.zeros(2, 1, 7)):
+        assert all(error != error for error in errors(got, expected, rows, counts))
+
+
+def test_only_positions_that_one_key_decides_count_among_huge_logits() -> None:
+    query = torch.zeros(1, 16, 3)
+    query[0, 0] = torch.tensor([1e4, 1e4, 1.0])
+    key = torch.zeros(1, 16, 3)
+    key[0, 0] = torch.tensor([1.0, 0.5, 0.0])
+    inputs, rows = [query, key, key], torch.tensor([0, 2])
+    assert decided(inputs, rows).tolist() == [[[True, False]]]

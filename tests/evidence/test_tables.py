@@ -73,6 +73,9 @@ def test_the_pages_say_what_the_evidence_says() -> None:
 
 def test_ratios_are_the_best_of_ours_against_the_best_of_the_others() -> None:
     (row,) = attention_rows(planted()["stages"]["fast"]["rows"])
+    wrong = {"ours c": timed(0.1, error="nan"), "sdpa math": timed(0.1, error=0.5)}
+    (same,) = attention_rows([*planted()["stages"]["fast"]["rows"], {**SHAPE, "peers": wrong}])
+    assert same == row
     assert (row["tile"], row["peer"], row["ours_ms"], row["peer_ms"]) == ("ours b", "flex", 0.25, 0.28)
     assert row["ratio"] == pytest.approx(0.28 / 0.25)
     ratios = {row["variant"]: row["ratio"] for row in network_rows(planted()["stages"]["network"]["rows"])}
