@@ -27,6 +27,8 @@ class Backend(Protocol):
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         """Arrays by input name, of exactly the contract's shapes and types, to NumPy arrays by output name.
 
+        Of the inputs only the image may lie on the GPU, where the backend takes that.
+
         The next run may overwrite them; after ``close`` they must not be read.
         """
         ...

@@ -13,7 +13,9 @@ from typing import Any
 from wnlb.runtime.errors import ContractError
 
 METADATA_KEY = "wnlb.contract"
-FORMAT = 1
+FORMATS = (1, 2)  # files of format 1 have no ``content``: what pads a frame is part of the picture for them
+FORMAT = FORMATS[-1]
+CONTENT = "content"
 MASK_SIZE = 28
 
 RESIZES = ("fit", "stretch")
@@ -26,7 +28,10 @@ TARGETS = ("gpu", "cpu")
 class Contract:
     """Input, preparation, outputs and origin of a model file.
 
-    The input ``image`` is uint8 RGB ``[batch, height, width, 3]``; mean and std are applied inside.
+    The input ``image`` is uint8 RGB ``[batch, height, width, 3]``; mean and std are applied inside. The input
+    ``content`` is int32 ``[batch, 2]``, height and width of the picture, which lies at the image's left top: all else
+    is zero for the network, whatever its pixels are, and boxes are clipped to the picture. 0 0 is no picture. Files of
+    format 1 have no ``content``.
     The outputs are ``boxes [N, D, 4]`` (float32, x1 y1 x2 y2 in input pixels), ``scores [N, D]``
     (float32, descending, 0 in padded rows), ``labels [N, D]`` (int32, 1..C, 0 in padded rows), ``masks
     [N, D, 28, 28]`` (float32 probabilities inside the box; absent where ``masks == "none"``) and
@@ -47,7 +52,7 @@ class Contract:
     nms_rounds: int
     resize: str = "fit"  # fit (keep the aspect ratio, pad right and bottom) or stretch
     interpolation: str = "bilinear"
-    pad_rgb: tuple[int, int, int] = (124, 116, 104)
+    pad_rgb: tuple[int, int, int] = (124, 116, 104)  # beside the picture; the network sees it in format 1 alone
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of RGB in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     masks: str = "box"
@@ -63,7 +68,7 @@ class Contract:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        _check(self.format == FORMAT, "format", self.format, f"{FORMAT}; use the wnlb version that wrote the file")
+        _check_format(self.format)
         for name, kind in (("class_names", str), ("pad_rgb", int), ("mean", (int, float)), ("std", (int, float))):
             value = getattr(self, name)
             fits = isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
@@ -86,13 +91,20 @@ class Contract:
         _check(self.masks in MASKS, "masks", self.masks, " or ".join(MASKS))
         _check(self.target in TARGETS, "target", self.target, " or ".join(TARGETS))
         _check(isinstance(self.attention, dict), "attention", self.attention, "an object of level to form")
-        _check(isinstance(self.input_name, str), "input_name", self.input_name, "a name")
+        fits = isinstance(self.input_name, str) and self.input_name != CONTENT
+        _check(fits, "input_name", self.input_name, f"a name other than {CONTENT}")
         _check(self.layout == "NHWC" and self.color == "RGB", "layout", f"{self.layout} {self.color}", "NHWC RGB")
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """``(N, H, W, 3)`` of the uint8 input."""
+        """``(N, H, W, 3)`` of the image."""
         return (self.batch, self.height, self.width, 3)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input name to shape, in the order of the file."""
+        shapes: dict[str, tuple[int, ...]] = {self.input_name: self.input_shape}
+        return shapes if self.format == 1 else {**shapes, CONTENT: (self.batch, 2)}
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -103,19 +115,25 @@ class Contract:
             shapes["masks"] = (*rows, MASK_SIZE, MASK_SIZE)
         return {**shapes, "count": (self.batch,)}
 
+    @property
+    def types(self) -> dict[str, str]:
+        """Input or output name to its type, by NumPy's name."""
+        known = {self.input_name: "uint8", CONTENT: "int32", "labels": "int32", "count": "int32"}
+        return {name: known.get(name, "float32") for name in (*self.input_shapes, *self.output_shapes)}
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Contract:
-        """Raises ContractError for text that is not a contract of this format."""
+        """Raises ContractError for text that is not a contract of one of ``FORMATS``."""
         try:
             values: Any = json.loads(text)
         except ValueError as error:
             raise ContractError(f"contract is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ContractError(f"contract is a JSON {type(values).__name__}; expected an object")
-        _check(values.get("format") == FORMAT, "format", values.get("format"), f"{FORMAT}")
+        _check_format(values.get("format"))
         unknown = sorted(set(values) - {item.name for item in dataclasses.fields(cls)})
         if unknown:
             raise ContractError(f"contract has unknown entries {', '.join(unknown)}; export the model again")
@@ -123,6 +141,11 @@ class Contract:
             return cls(**values)
         except TypeError as error:
             raise ContractError(f"contract does not fit: {error}; export the model again") from error
+
+
+def _check_format(value: object) -> None:
+    expected = f"{' or '.join(map(str, FORMATS))}; use the wnlb version that wrote the file"
+    _check(type(value) is int and value in FORMATS, "format", value, expected)
 
 
 def _check(fits: bool, name: str, got: object, expected: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.contract import METADATA_KEY, Contract
@@ -43,10 +42,11 @@ class OnnxRuntimeBackend:
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         if self._session is None:
             raise WnlbError("the backend is closed; open the model again")
-        image = inputs[self.contract.input_name]
-        if image.dtype != np.uint8 or image.shape != self.contract.input_shape:
-            expected = list(self.contract.input_shape)
-            raise WnlbError(f"input is {image.dtype} {list(image.shape)}; expected uint8 {expected}")
+        for name, shape in self.contract.input_shapes.items():
+            array, kind = inputs.get(name), self.contract.types[name]
+            if array is None or array.dtype != kind or array.shape != shape:
+                got = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
+                raise WnlbError(f"input {name} is {got}; expected {kind} {list(shape)}")
         return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
 
     def close(self) -> None:

@@ -12,16 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.backend import Backend, open_backend
-from wnlb.runtime.contract import Contract
 from wnlb.runtime.detections import Detections, paste_masks
 from wnlb.runtime.device_frame import as_tensor, is_on_device, prepare_tensor, synchronize
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.geometry import Geometry, Placement
-
-
-def geometry_of(contract: Contract) -> Geometry:
-    """The geometry that a contract prescribes."""
-    return Geometry(contract.height, contract.width, contract.resize, contract.interpolation, contract.pad_rgb)
+from wnlb.runtime.geometry import Placement
+from wnlb.runtime.inputs import geometry_of, named_inputs
 
 
 class Predictor:
@@ -82,7 +77,7 @@ class Predictor:
         on_device = is_on_device(frames_bgr[0])
         image, placements = (self._prepared_on_device if on_device else self._prepared)(frames_bgr)
         prepared = time.perf_counter()
-        outputs = self.backend.run({self.contract.input_name: image})
+        outputs = self.backend.run(named_inputs(self.contract, image, placements))
         inferred = time.perf_counter()
         found = [self._detections(outputs, i, placement) for i, placement in enumerate(placements)]
         pasted = time.perf_counter()

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from wnlb.runtime.doctor_command import examine
 from wnlb.runtime.errors import WnlbError, exit_code
+from wnlb.runtime.inputs import prepared_inputs
 from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.profile.compare import ratio_interval
@@ -82,8 +83,7 @@ def times_of(
 ) -> tuple[list[Times], list[float], list[float], list[float]]:
     """Of the profile, of ONNX Runtime's profiler, of a loop of its session, and of a loop of the Predictor."""
     contract, threads = predictor.contract, worker.how.threads
-    image = np.empty(contract.input_shape, np.uint8)
-    image[:] = predictor.geometry.prepare(frame)[0]
+    inputs = prepared_inputs(contract, [frame] * contract.batch)
     plain = open_session(model, device="cpu", threads=threads)
     profiled = open_session(model, device="cpu", threads=threads, profile_prefix=str(folder / "profile"))
 
@@ -93,8 +93,8 @@ def times_of(
     ours, _, in_loop, frames = in_turns(
         [
             worker.run,
-            loop(lambda: profiled.run(None, {contract.input_name: image})),
-            loop(lambda: plain.run(None, {contract.input_name: image})),
+            loop(lambda: profiled.run(None, inputs)),
+            loop(lambda: plain.run(None, inputs)),
             loop(lambda: predictor.predict_batch([frame] * contract.batch)),
         ],
         rounds,

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from wnlb.runtime.errors import WnlbError
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
                 evaluations.append(_evaluate(judge, predictor, path.name, bar.update))
         errors = [detection_error(evaluations[0].results, other.results) for other in evaluations[1:]]
         agreements = [agreement(evaluations[0].results, other.results) for other in evaluations[1:]]
-        taps = _taps(arguments, judge, predictors[0], hidden)
+        taps = _taps(arguments, judge, hidden)
         shown = _shown(arguments, judge, predictors, evaluations)
     finally:
         for predictor in predictors:
@@ -154,24 +153,22 @@ def _is_int8(manifest: Path) -> bool:
     return (manifest.parent / "ranges.npz").is_file()
 
 
-def _taps(arguments: argparse.Namespace, judge: Any, predictor: Predictor, hidden: bool | None) -> dict[str, TapReport]:
+def _taps(arguments: argparse.Namespace, judge: Any, hidden: bool | None) -> dict[str, TapReport]:
     """Of the files after the first; none where the files are not of one export, or hold what the CPU cannot run."""
     from wnlb.calibration.accuracy.judge import evenly
     from wnlb.calibration.comparison.compare import compare_taps
+    from wnlb.runtime.inputs import prepared_inputs
     from wnlb.runtime.onnx_file import read_model
 
     files = [path for path in arguments.models if path.suffix.lower() not in CHECKPOINTS]
     models = [read_model(path) for path in files]
     origin = {contract.checkpoint_sha256 for _, contract in models}
-    sizes = {contract.input_shape for _, contract in models}
+    sizes = {tuple(contract.input_shapes.items()) for _, contract in models}
     if len(files) < 2 or len(sizes) > 1 or len(origin) > 1 or arguments.tap_pictures < 1:
         return {}
     images = judge.document["images"]
     images = [images[i] for i in evenly(len(images), arguments.tap_pictures)]
-    batches = (
-        np.repeat(predictor.geometry.prepare(judge.picture_of(image))[0][None], predictor.contract.batch, 0)
-        for image in images
-    )
+    batches = (prepared_inputs(models[0][1], [judge.picture_of(image)] * models[0][1].batch) for image in images)
     with _bar(len(images), "taps", hidden) as bar:
         reports = compare_taps([model for model, _ in models], batches, bar.update)
     return {path.name: report for path, report in zip(files[1:], reports, strict=True)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wnlb.calibration.accuracy.evaluate import AGREEMENT_SCORE, agreement
 from wnlb.calibration.precision.groups import blocks_of, scope_of
-from wnlb.calibration.precision.ranges import Tap
+from wnlb.calibration.precision.ranges import Inputs, Tap
 from wnlb.export.onnx_file.fuse import unfuse_attention
 
 DRIFT = 0.1  # relative error from which a tap counts as drifted: noise 20 dB below the signal
@@ -84,14 +84,14 @@ def taps_of(model: onnx.ModelProto) -> dict[str, str]:
 
 def compare_taps(
     models: Sequence[onnx.ModelProto],
-    images: Iterable[NDArray[np.uint8]],
+    inputs: Iterable[Inputs],
     on_done: Callable[[], object] = lambda: None,
 ) -> list[TapReport]:
     """Inner tensors of each model but the first, against the first.
 
     Args:
         models: files of one export in different precisions; plugin nodes are run by their bodies.
-        images: inputs of the models.
+        inputs: of the models, by name.
     """
     plain = []
     for model in models:
@@ -104,10 +104,10 @@ def compare_taps(
     taps = {label: name for label, name in taps.items() if all(name in own for own in made)}
     runs = [Tap(model, list(taps.values())) for model in plain]
     reports = [TapReport([TapError(label) for label in taps if label != "proposals"]) for _ in plain[1:]]
-    for image in images:
-        reference = runs[0](image)
+    for own in inputs:
+        reference = runs[0](own)
         for run, report in zip(runs[1:], reports, strict=True):
-            values = run(image)
+            values = run(own)
             for error in report.errors:
                 error.add(reference[taps[error.tap]], values[taps[error.tap]])
             if "proposals" in taps:

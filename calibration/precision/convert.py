@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import helper, version_converter
 
 from wnlb.calibration.accuracy.judge import Figure, Judge, Ledger
@@ -19,12 +18,13 @@ from wnlb.calibration.precision.groups import in_order, scope_of
 from wnlb.calibration.precision.mixed import MixedReport, float_tensors, heavy_nodes, infer_again, to_half
 from wnlb.calibration.precision.quantize import OPSET as INT8_OPSET
 from wnlb.calibration.precision.quantize import Graph, Layer, check_placement, pair_names, quantize
-from wnlb.calibration.precision.ranges import Histogram, largest_magnitudes
+from wnlb.calibration.precision.ranges import Histogram, Inputs, largest_magnitudes
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
 from wnlb.export.onnx_file.lint import lint
 from wnlb.runtime.contract import METADATA_KEY
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
+from wnlb.runtime.inputs import prepared_inputs
 from wnlb.runtime.onnx_file import read_model
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
@@ -81,10 +81,10 @@ class Converter:
             counts[layer.group] = counts.get(layer.group, 0) + 1
         return {group: counts[group] for group in in_order(set(counts))}
 
-    def watch_overflow(self, images: Iterable[NDArray[np.uint8]], on_done: Progress = lambda: None) -> None:
+    def watch_overflow(self, inputs: Iterable[Inputs], on_done: Progress = lambda: None) -> None:
         """Measure on pictures which values leave FP16's range; later conversions keep their nodes in FP32."""
         tensors = float_tensors(self.model, self.heavy)
-        self.largest = largest_magnitudes(self.model, tensors, images, on_done)
+        self.largest = largest_magnitudes(self.model, tensors, inputs, on_done)
 
     def half(self, precision: str) -> tuple[onnx.ModelProto, MixedReport]:
         """The file in ``fp16`` or ``bf16``."""
@@ -142,10 +142,10 @@ def save_checked(model: onnx.ModelProto, path: Path, run: bool = True) -> None:
         onnx.checker.check_model(model)
         if run:
             backend = OnnxRuntimeBackend(temporary, device="cpu")
-            shape = backend.contract.input_shape
-            image = np.random.default_rng(0).integers(0, 64, shape, dtype=np.uint8)
-            outputs = backend.run({backend.contract.input_name: image})
-            for name, expected in backend.contract.output_shapes.items():
+            contract = backend.contract
+            frame = np.random.default_rng(0).integers(0, 64, contract.input_shape[1:], dtype=np.uint8)
+            outputs = backend.run(prepared_inputs(contract, [frame] * contract.batch))
+            for name, expected in contract.output_shapes.items():
                 if outputs[name].shape != expected or not np.isfinite(outputs[name]).all():
                     raise WnlbError(f"output {name} of the converted file is {outputs[name].shape} or not finite")
 

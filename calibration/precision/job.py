@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wnlb.calibration.accuracy.judge import Judge, evenly
 from wnlb.calibration.precision.convert import Converter
+from wnlb.calibration.precision.ranges import Inputs
 from wnlb.calibration.precision.selection import Selection
 from wnlb.calibration.scenes.dataset import read_coco
-from wnlb.runtime.predictor import Predictor, geometry_of
+from wnlb.runtime.inputs import prepared_inputs
+from wnlb.runtime.predictor import Predictor
 
 OVERFLOW_PICTURES = 16  # that are looked at for values beyond FP16's range
 
@@ -46,13 +46,11 @@ class Job:
     def bar(self, total: int | None, what: str) -> Any:
         return progress_bar(total, what, self.arguments.json)
 
-    def inputs(self, count: int | None = None) -> Iterator[NDArray[np.uint8]]:
-        """Inputs of the model, made of chosen pictures by the Predictor's own geometry; a batch holds one of them."""
-        geometry = geometry_of(self.converter.contract)
+    def inputs(self, count: int | None = None) -> Iterator[Inputs]:
+        """Inputs of the model, made of chosen pictures as the Predictor makes them; a batch holds one of them."""
+        contract = self.converter.contract
         for _, frame in self.selection.frames(evenly(len(self.selection.chosen), count)):
-            batch = np.empty(self.converter.contract.input_shape, np.uint8)
-            batch[:] = geometry.prepare(frame)[0]
-            yield batch
+            yield prepared_inputs(contract, [frame] * contract.batch)
 
     def watch_overflow(self, count: int | None = None) -> None:
         chosen = len(self.selection.chosen)

@@ -20,8 +20,9 @@ METHODS = ("max", "entropy", "percentile", "mse")
 BINS = 2048
 LEVELS = 127  # of a symmetric int8 above 0
 PERCENTILE = 99.99
-_SAVE_EVERY = 16  # pictures
+_SAVE_EVERY = 16  # inputs
 _ENTROPY_BINS = 512
+Inputs = dict[str, NDArray]  # of a model, by name
 
 
 class Histogram:
@@ -127,21 +128,20 @@ class Tap:
             providers=["CPUExecutionProvider"],
             disabled_optimizers=["WeightBiasQuantization"],  # see wnlb.runtime.onnxruntime_backend
         )
-        self._input = self._session.get_inputs()[0].name
 
-    def __call__(self, image: NDArray[np.uint8]) -> dict[str, NDArray]:
-        """``image`` as the model takes it; every tapped tensor by name."""
-        return dict(zip(self.tensors, self._session.run(self._names, {self._input: image}), strict=True))
+    def __call__(self, inputs: Inputs) -> dict[str, NDArray]:
+        """The model's inputs to every tapped tensor, by name."""
+        return dict(zip(self.tensors, self._session.run(self._names, inputs), strict=True))
 
 
 def largest_magnitudes(
-    model: onnx.ModelProto, tensors: Sequence[str], images: Iterable[NDArray[np.uint8]], on_done: Callable[[], object]
+    model: onnx.ModelProto, tensors: Sequence[str], inputs: Iterable[Inputs], on_done: Callable[[], object]
 ) -> dict[str, float]:
-    """Largest magnitude of each tensor over all images; NaN where one had it."""
+    """Largest magnitude of each tensor over all inputs; NaN where one had it."""
     tap = Tap(model, tensors, reduce=True)
     largest = dict.fromkeys(tensors, 0.0)
-    for image in images:
-        for name, value in tap(image).items():
+    for own in inputs:
+        for name, value in tap(own).items():
             largest[name] = float(np.maximum(largest[name], value))  # a NaN stays
         on_done()
     return largest
@@ -150,29 +150,29 @@ def largest_magnitudes(
 def collect_histograms(
     model: onnx.ModelProto,
     tensors: Sequence[str],
-    images: Iterable[NDArray[np.uint8]],
+    inputs: Iterable[Inputs],
     key: str,
     cache: Path,
     on_done: Callable[[], object] = lambda: None,
 ) -> dict[str, Histogram]:
-    """A histogram for each tensor over all images, kept in a file.
+    """A histogram for each tensor over all inputs, kept in a file.
 
     The file is used again where ``key`` and the tensors are the same; one that an interrupt left behind is continued.
 
     Args:
-        images: uint8 inputs of the model, in the same order each time.
+        inputs: of the model, by name, in the same order each time.
         key: tells model and pictures apart, e.g. by their hashes.
-        cache: the file; it is written every ``_SAVE_EVERY`` images and at the end.
-        on_done: called after each image, also for those that the file already holds.
+        cache: the file; it is written every ``_SAVE_EVERY`` inputs and at the end.
+        on_done: called after each, also for those that the file already holds.
     """
     key = hashlib.sha256(repr((key, list(tensors), BINS)).encode()).hexdigest()
     done, histograms = _load(cache, key, tensors)
     tap = None
     count = 0
-    for count, image in enumerate(images, 1):
+    for count, own in enumerate(inputs, 1):
         if count > done:
             tap = tap or Tap(model, tensors)
-            for name, values in tap(image).items():
+            for name, values in tap(own).items():
                 histograms[name].add(values)
             if count % _SAVE_EVERY == 0:
                 _save(cache, key, count, histograms)
@@ -188,7 +188,7 @@ def _value_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _load(cache: Path, key: str, tensors: Sequence[str]) -> tuple[int, dict[str, Histogram]]:
-    """Images done and histograms; nothing done where the file is missing, damaged, or of another key."""
+    """Inputs done and histograms; nothing done where the file is missing, damaged, or of another key."""
     try:
         with np.load(cache, allow_pickle=False) as file:
             if str(file["key"]) == key:

@@ -19,7 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
 from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
-from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, decode_boxes, large_enough
+from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
 from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import GraphError, WnlbError
@@ -28,7 +28,10 @@ _MIN_DETECTION_SIDE = 1e-2  # px: torchvision's RoIHeads.postprocess_detections 
 
 
 class DeployGraph(nn.Module):
-    """``image`` uint8 ``[N, H, W, 3]`` to boxes, scores, labels, masks, count (see ``wnlb.runtime.contract``).
+    """``image`` uint8 ``[N, H, W, 3]`` and ``content`` int32 ``[N, 2]`` to boxes, scores, labels, masks, count.
+
+    See ``wnlb.runtime.contract``. As torchvision does with a padded batch: what lies beside the picture is zero after
+    normalisation, and proposals and detections are clipped to the picture.
 
     ``model`` is left as it is; ``plans`` says what became of each block. Constants take torch's default type, so that
     under a default of float64 the graph of a float64 model is the exact oracle of the file.
@@ -36,6 +39,8 @@ class DeployGraph(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    rows: Tensor  # [H] 0, 1, ...
+    columns: Tensor  # [W]
 
     def __init__(self, model: MaskRCNN, options: ExportOptions) -> None:
         super().__init__()
@@ -51,21 +56,28 @@ class DeployGraph(nn.Module):
         mean = torch.tensor(model.transform.image_mean)
         self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("rows", torch.arange(height) * 1.0, persistent=False)
+        self.register_buffer("columns", torch.arange(width) * 1.0, persistent=False)
         self.body, self.fpn = model.backbone.body, model.backbone.fpn
         self.rpn = ProposalStage(model, shapes, height, width, options.nms_rounds)
         self.detect = DetectionStage(model, shapes, options)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, content: Tensor) -> tuple[Tensor, ...]:
+        content = content.to(self.scale.dtype)
+        height, width = content.split(1, 1)  # [N, 1]
+        inside = ((self.rows < height).unsqueeze(2) & (self.columns < width).unsqueeze(1)).unsqueeze(1)  # [N, 1, H, W]
         x = image.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
-        levels = list(self.fpn(self.body(x)).values())  # P2 ... P6
-        proposals, valid = self.rpn(levels)
-        return self.detect(levels[:4], proposals, valid)
+        levels = list(self.fpn(self.body(x * inside.to(x.dtype))).values())  # P2 ... P6
+        limit = limits(content)
+        proposals, valid = self.rpn(levels, limit)
+        return self.detect(levels[:4], proposals, valid, limit)
 
 
 class ProposalStage(nn.Module):
-    """Region proposal network, from the pyramid to ``[N, R, 4]`` proposals and which of them are real."""
+    """Region proposal network, from the pyramid to ``[N, R, 4]`` proposals and which of them are real.
 
-    limit: Tensor  # [4] largest coordinates
+    ``limit`` is what ``limits`` gives for the pictures of the batch.
+    """
 
     def __init__(
         self, model: MaskRCNN, shapes: list[tuple[int, int]], height: int, width: int, nms_rounds: int
@@ -84,20 +96,21 @@ class ProposalStage(nn.Module):
         self.counts = [min(count, rpn.pre_nms_top_n()) for count in counts]
         for i, level in enumerate(anchors.split(counts)):
             self.register_buffer(f"anchors{i}", level.contiguous(), persistent=False)
-        self.register_buffer("limit", torch.tensor([width, height] * 2) * 1.0, persistent=False)
 
-    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
-        boxes, scores, valid = self.ranked(levels)
+    def forward(self, levels: list[Tensor], limit: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores, valid = self.ranked(levels, limit)
         keep = self.nms(boxes.flatten(0, 1), valid.flatten(0, 1)).reshape(valid.shape)
         best, index = (scores * keep).flatten(1).topk(min(self.post_nms_top_n, sum(self.counts)), 1)
         return _take_rows(boxes.flatten(1, 2), index), best > 0
 
-    def ranked(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def ranked(self, levels: list[Tensor], limit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What enters NMS: boxes ``[N, L, K, 4]``, scores and validity (0 or 1) ``[N, L, K]``, L levels, best first."""
         boxes, scores = [], []
         widest = max(self.counts)
         for i, (logits, deltas) in enumerate(zip(*self.head(levels), strict=True)):
-            level_boxes, level_scores = self._level(logits, deltas, getattr(self, f"anchors{i}"), self.counts[i])
+            anchors, count = getattr(self, f"anchors{i}"), self.counts[i]
+            level_boxes, level_scores = self._level(logits, deltas, anchors, count)
+            level_boxes = clip_boxes(level_boxes, limit)
             missing = widest - self.counts[i]
             boxes.append(F.pad(level_boxes, (0, 0, 0, missing)))
             scores.append(F.pad(level_scores, (0, missing)))
@@ -106,19 +119,21 @@ class ProposalStage(nn.Module):
         return all_boxes, all_scores, valid.to(all_boxes.dtype)
 
     def _level(self, logits: Tensor, deltas: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The ``count`` best anchors of one level, decoded and clipped, with their probabilities."""
+        """The ``count`` best anchors of one level, decoded, with their probabilities."""
         batch = logits.shape[0]
         logits = logits.permute(0, 2, 3, 1).flatten(1)  # [N, H*W*A]
         deltas = deltas.reshape(batch, -1, 4, *deltas.shape[2:]).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
         best, index = logits.topk(count, 1)
         boxes = decode_boxes(_take_rows(deltas, index), F.embedding(index, anchors), self.weights, self.max_log_scale)
-        return torch.minimum(boxes.clamp(min=0), self.limit), best.sigmoid()
+        return boxes, best.sigmoid()
 
 
 class DetectionStage(nn.Module):
-    """Box and mask heads, from the pyramid and its proposals to the outputs of the contract."""
+    """Box and mask heads, from the pyramid and its proposals to the outputs of the contract.
 
-    limit: Tensor  # [4] largest coordinates
+    ``limit`` as in ``ProposalStage``.
+    """
+
     score_threshold: Tensor  # []
 
     def __init__(self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions) -> None:
@@ -133,16 +148,15 @@ class DetectionStage(nn.Module):
         self.register_buffer("score_threshold", torch.tensor(float(heads.score_thresh)), persistent=False)
         self.candidates, self.detections = options.candidates, heads.detections_per_img
         self.nms = StaticNMS(heads.nms_thresh, options.nms_rounds)
-        self.register_buffer("limit", torch.tensor([options.width, options.height] * 2) * 1.0, persistent=False)
         self.with_masks = options.masks == "box"
         if self.with_masks:
             pool = _atlas_roi_align(heads.mask_roi_pool, self.layout, scales)
             form = FourierMaskBranch if options.target == "cpu" else MaskBranch
             self.mask = form(pool, heads.mask_head, heads.mask_predictor)
 
-    def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
         atlas = self.layout.build(levels)
-        boxes, scores, labels, real = self.ranked(atlas, proposals, valid)
+        boxes, scores, labels, real = self.ranked(atlas, proposals, valid, limit)
         kept_scores = scores * self.nms(boxes, real, labels)
         scores, index = kept_scores.topk(min(self.detections, boxes.shape[1]), 1)
         missing = self.detections - index.shape[1]
@@ -155,7 +169,9 @@ class DetectionStage(nn.Module):
             outputs.append(self.mask(atlas, boxes, labels) * found[:, :, None, None])
         return (*outputs, found.sum(1).int())
 
-    def ranked(self, atlas: Tensor, proposals: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def ranked(
+        self, atlas: Tensor, proposals: Tensor, valid: Tensor, limit: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What enters NMS, the K best (proposal, class) pairs: boxes ``[N, K, 4]``, scores, labels, validity."""
         batch, rois = proposals.shape[:2]
         logits, deltas = self.box_predictor(self.box_head(self.box_pool(atlas, proposals)))
@@ -166,7 +182,7 @@ class DetectionStage(nn.Module):
         label = index - row * (classes - 1) + 1
         deltas = _take_rows(deltas.reshape(batch, rois * classes, 4), row * classes + label)
         boxes = decode_boxes(deltas, _take_rows(proposals, row), self.weights, self.max_log_scale)
-        boxes = torch.minimum(boxes.clamp(min=0), self.limit)
+        boxes = clip_boxes(boxes, limit)
         real = (best > self.score_threshold) & large_enough(boxes, _MIN_DETECTION_SIDE)
         return boxes, best, label, real.to(boxes.dtype)
 
@@ -184,6 +200,12 @@ def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
         levels = ", ".join(plan.level for plan in plans) or "none"
         raise WnlbError(f"attention of {', '.join(sorted(unknown))} was asked for; the model has blocks at {levels}")
     return plans
+
+
+def limits(content: Tensor) -> Tensor:
+    """``[N, 2]`` heights and widths to ``[N, 1, 4]``, the largest coordinates of boxes."""
+    height, width = content.split(1, 1)
+    return torch.cat((width, height, width, height), 1).unsqueeze(1)
 
 
 def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> AtlasRoIAlign:

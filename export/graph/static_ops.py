@@ -36,6 +36,11 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, weights: Sequence[float], max_
     return torch.stack(edges, -1)
 
 
+def clip_boxes(boxes: Tensor, limit: Tensor) -> Tensor:
+    """``[N, K, 4]`` boxes between 0 and ``limit [N, 1, 4]``, the largest coordinates of each picture."""
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
 def large_enough(boxes: Tensor, side: float) -> Tensor:
     """``[..., 4]`` boxes to bool ``[...]``: both sides reach ``side`` pixels."""
     return (boxes[..., 2] - boxes[..., 0] >= side) & (boxes[..., 3] - boxes[..., 1] >= side)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
 from wnlb.export.onnx_file.export_onnx import configure
-from wnlb.export.onnx_file.verify import eager_detections
+from wnlb.export.onnx_file.reference import as_outputs, eager_detections
 from wnlb.export.options import ExportOptions
-from wnlb.runtime.contract import Contract
+from wnlb.runtime.contract import CONTENT, Contract
 from wnlb.runtime.errors import WnlbError
 
 
@@ -49,16 +48,9 @@ class EagerBackend:
 
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         """As the exported file: rows beyond ``count`` are 0."""
-        found, _ = eager_detections(self.model, inputs[self.contract.input_name])
-        types = {"labels": np.int32, "count": np.int32}
-        outputs = {
-            name: np.zeros(shape, types.get(name, np.float32)) for name, shape in self.contract.output_shapes.items()
-        }
-        for i, own in enumerate(found):
-            outputs["count"][i] = len(own["scores"])
-            for name in own.keys() & outputs.keys():
-                outputs[name][i, : len(own["scores"])] = own[name]
-        return outputs
+        found, _ = eager_detections(self.model, inputs[self.contract.input_name], inputs.get(CONTENT))
+        outputs = as_outputs(found, self.contract.detections)
+        return {name: outputs[name].astype(self.contract.types[name]) for name in self.contract.output_shapes}
 
     def close(self) -> None:
         """Nothing to free."""

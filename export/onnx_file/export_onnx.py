@@ -21,14 +21,14 @@ from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
 from wnlb.export.onnx_file.lint import lint
 from wnlb.export.onnx_file.passes import name_by_module, set_metadata
-from wnlb.export.onnx_file.verify import CaseReport, verify
+from wnlb.export.onnx_file.verify import CASES, CaseReport, verify
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import GraphError
 from wnlb.runtime.files import atomic_path
 
 OPSET = 18
-STEPS = ("fold", "trace", "lint", "verify: noise", "verify: dark scene", "verify: nothing to detect")
+STEPS = ("fold", "trace", "lint", *(f"verify: {case}" for case in CASES))
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,9 @@ def _use_plugin(file: onnx.ModelProto, scopes: list[str]) -> None:
 
 def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
     """``graph`` as ONNX, as PyTorch's exporter writes it; what it prints is kept for the error."""
-    example = torch.zeros(contract.input_shape, dtype=torch.uint8)
+    examples = tuple(
+        torch.zeros(shape, dtype=getattr(torch, contract.types[name])) for name, shape in contract.input_shapes.items()
+    )
     said = io.StringIO()
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -162,8 +164,8 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 graph,
-                (example,),
-                input_names=[contract.input_name],
+                examples,
+                input_names=list(contract.input_shapes),
                 output_names=list(contract.output_shapes),
                 opset_version=OPSET,
                 dynamo=True,

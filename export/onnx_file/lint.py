@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import helper, numpy_helper, shape_inference
 
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, unfuse_attention
 from wnlb.export.options import MAX_TOP_K
@@ -15,15 +16,6 @@ OPERATORS = frozenset(
     "Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu Reshape Resize Sigmoid Slice "
     "Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
 )
-_TYPES = {
-    "boxes": TensorProto.FLOAT,
-    "scores": TensorProto.FLOAT,
-    "labels": TensorProto.INT32,
-    "masks": TensorProto.FLOAT,
-    "count": TensorProto.INT32,
-}
-
-
 # In files whose contract says INT8.
 QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
@@ -34,7 +26,7 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (in an INT8 file also
     ``QUANTIZERS``), without subgraphs; no
     functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
-    known; TopK within TensorRT's limit; the input goes straight into Cast.
+    known; TopK within TensorRT's limit; inputs go straight into Cast.
     """
     promised = sum(form.endswith("/plugin") for form in contract.attention.values())
     found = sum(node.op_type == PLUGIN_OP for node in model.graph.node)
@@ -52,8 +44,9 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
 
 
 def _interface(model: onnx.ModelProto, contract: Contract) -> list[str]:
-    expected_in = {contract.input_name: (TensorProto.UINT8, contract.input_shape)}
-    expected_out = {name: (_TYPES[name], shape) for name, shape in contract.output_shapes.items()}
+    types = {name: helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for name, kind in contract.types.items()}
+    expected_in = {name: (types[name], shape) for name, shape in contract.input_shapes.items()}
+    expected_out = {name: (types[name], shape) for name, shape in contract.output_shapes.items()}
     problems = []
     for kind, values, expected in (
         ("input", model.graph.input, expected_in),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -17,44 +17,58 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.image_list import ImageList
 
-from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.graph.deploy import DeployGraph, limits
+from wnlb.export.onnx_file.reference import (
+    BOX_TOLERANCE,
+    MASK_TOLERANCE,
+    SCORE_TOLERANCE,
+    Difference,
+    as_outputs,
+    difference,
+    eager_detections,
+)
+from wnlb.runtime.contract import CONTENT
 from wnlb.runtime.errors import VerificationError
 
-BOX_TOLERANCE = 0.05  # input pixels
-SCORE_TOLERANCE = 1e-4
-MASK_TOLERANCE = 1e-3  # of a probability
+CASES = ("noise", "dark scene", "padded", "nothing to detect")
 SCORE_THRESHOLD = "detect.score_threshold"  # the file's constant of that meaning
-Arrays = dict[str, NDArray]
+TOLERANCES = {"boxes": BOX_TOLERANCE, "scores": SCORE_TOLERANCE, "masks": MASK_TOLERANCE}
+AMPLIFIES = 2.0  # how many times the rounding of eager float32 a file may err, where that is more than the tolerances
+MOST_UNMATCHED = 0.1  # of its detections in float64, eager float32 must have all but this share
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Both against the eager model in float64."""
+
+    file: Difference
+    eager: Difference  # the eager model in float32
+
+    def problems(self) -> list[str]:
+        """What is wrong with the file, or with the network as a judge, in words."""
+        if self.eager.unmatched > MOST_UNMATCHED * self.eager.detections:
+            return [
+                f"of {self.eager.detections} detections in float64 the eager model misses {self.eager.missing} in "
+                f"float32 and has {self.eager.extra} others: a network that amplifies rounding so cannot be verified"
+            ]
+        limits = {what: max(limit, AMPLIFIES * self.eager.errors[what]) for what, limit in TOLERANCES.items()}
+        return _beyond(self.file, limits, AMPLIFIES * self.eager.unmatched)
 
 
 @dataclass(frozen=True)
 class CaseReport:
-    """How one input compared; errors are the largest over all matched detections."""
+    """How one input compared."""
 
     name: str
-    detections: int  # of the eager model, over the whole batch
-    missing: int  # eager detections that the file does not have
-    extra: int  # detections of the file that the eager model does not have
-    box_error: float  # input pixels
-    score_error: float
-    mask_error: float
+    found: Difference  # of the file from the eager model in float32
+    rounding: Rounding | None  # where ``found`` is not within the tolerances
     chains: dict[str, int]  # NMS stage -> rounds that its boxes need
     candidates_full: bool  # more detections than slots before the last NMS, with rows left over
 
     def problems(self, rounds: int) -> list[str]:
         """What keeps this case from passing, in words."""
-        found = []
-        if self.missing or self.extra:
-            found.append(f"of {self.detections} detections {self.missing} are missing, and {self.extra} are extra")
-        for what, error, tolerance in (
-            ("boxes", self.box_error, BOX_TOLERANCE),
-            ("scores", self.score_error, SCORE_TOLERANCE),
-            ("masks", self.mask_error, MASK_TOLERANCE),
-        ):
-            if not error <= tolerance:  # NaN fails
-                found.append(f"{what} differ by {error:.2g}, more than {tolerance:g}")
+        found = self.rounding.problems() if self.rounding else _beyond(self.found, TOLERANCES)
         for stage, needed in self.chains.items():
             if needed > rounds:
                 found.append(f"NMS of the {stage} needs {needed} rounds, more than the {rounds} of --nms-rounds")
@@ -63,16 +77,40 @@ class CaseReport:
         return [f"{self.name}: {problem}" for problem in found]
 
 
+def warning(reports: Sequence[CaseReport]) -> str:
+    """One line where a network amplifies rounding beyond the tolerances; else empty."""
+    judged = [(report.name, report.rounding) for report in reports if report.rounding]
+    if not judged:
+        return ""
+
+    def worst(pair: tuple[str, Rounding]) -> float:
+        return max(pair[1].eager.errors[what] / limit for what, limit in TOLERANCES.items())
+
+    name, rounding = max(judged, key=worst)
+    file, eager = (
+        f"boxes {side.box_error:.2g} px, scores {side.score_error:.1g}, masks {side.mask_error:.2g}"
+        for side in (rounding.file, rounding.eager)
+    )
+    return (
+        f"this network amplifies rounding; against float64 ({name}) the file errs by {file}, eager float32 by {eager}"
+    )
+
+
 def verify(
     onnx_path: Path,
     model: MaskRCNN,
     graph: DeployGraph,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> list[CaseReport]:
-    """Compare the file in ONNX Runtime with the eager torchvision model, in float32, on three inputs.
+    """Compare the file in ONNX Runtime with the eager torchvision model, in float32, on ``CASES``.
 
-    Noise, a dark scene, and a black frame on which nothing passes the score threshold: where the model detects
-    something even there, that case runs with the threshold raised to 1 in the model and in a copy of the file.
+    Noise; a dark scene; pictures of different sizes that do not fill the input, beside them noise that the network must
+    not see; and a black frame on which nothing passes the score threshold: where the model detects something even
+    there, that case runs with the threshold raised to 1 in the model and in a copy of the file.
+
+    Some networks amplify rounding, untrained ones above all. So where a case differs by more than the tolerances, both
+    sides are held against the eager model in float64: the file may err ``AMPLIFIES`` times as much as eager float32
+    does, and always as much as the tolerances say.
 
     Args:
         onnx_path: the exported file.
@@ -81,76 +119,40 @@ def verify(
         on_case: called with the name of each case before it runs.
 
     Raises:
-        VerificationError: something differs by more than the tolerances of this module.
+        VerificationError: something differs by more than that.
     """
     session = _session(str(onnx_path))
     shape = tuple(session.get_inputs()[0].shape)
+    whole = np.tile(np.array(shape[1:3], np.int32), (shape[0], 1))
+    scene = dark_scene(shape)
+    inputs = (_Input(_noise(shape), whole), _Input(scene, whole), padded(scene), _Input(np.zeros_like(scene), whole))
+    *cases, (last, black) = zip(CASES, inputs, strict=True)
     reports = []
-    for name, images in (("noise", _noise(shape)), ("dark scene", dark_scene(shape))):
+    for name, own in cases:
         on_case(name)
-        reports.append(_case(name, session, model, graph, images))
-    on_case("nothing to detect")
-    black = np.zeros(shape, np.uint8)
-    if any(len(found["scores"]) for found in eager_detections(model, black)[0]):
+        reports.append(_case(name, session, model, graph, own))
+    on_case(last)
+    if any(len(found["scores"]) for found in eager_detections(model, *black)[0]):
         session = _session(_with_score_threshold(onnx_path, 1.0))
         with _score_threshold(model, graph, 1.0):
-            reports.append(_case("nothing to detect", session, model, graph, black))
+            reports.append(_case(last, session, model, graph, black))
     else:
-        reports.append(_case("nothing to detect", session, model, graph, black))
+        reports.append(_case(last, session, model, graph, black))
     problems = [problem for report in reports for problem in report.problems(graph.rpn.nms.rounds)]
     if problems:
         raise VerificationError(f"verification failed, no file was written: {'; '.join(problems)}")
     return reports
 
 
-def eager_detections(model: MaskRCNN, images: NDArray[np.uint8]) -> tuple[list[Arrays], list[Tensor]]:
-    """Run torchvision's own stages on images that are already of the input's size.
-
-    Args:
-        images: uint8 RGB ``[N, H, W, 3]``.
-
-    Returns:
-        For each image boxes ``[D, 4]`` in input pixels, scores ``[D]``, labels ``[D]`` and masks ``[D, 28, 28]``;
-        and the pyramid P2..P6, ``[N, C, h, w]`` each.
-    """
-    batch, height, width = images.shape[:3]
-    with torch.no_grad():
-        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(next(model.parameters()).dtype) / 255
-        batched = ImageList(torch.stack([model.transform.normalize(image) for image in x]), [(height, width)] * batch)
-        features = OrderedDict(model.backbone(batched.tensors))
-        proposals, _ = model.rpn(batched, features)
-        detections, _ = model.roi_heads(features, proposals, batched.image_sizes)
-    found = [{name: value.numpy() for name, value in d.items()} for d in detections]
-    for d in found:
-        d["masks"] = d["masks"][:, 0]
-    return found, list(features.values())
-
-
-def match(eager: Arrays, outputs: Arrays, score_threshold: float) -> tuple[list[tuple[int, int]], int, int]:
-    """Pair the detections of one image one to one: equal label, score and box within ten tolerances, nearest box first.
-
-    A detection within the score tolerance of a cut (the threshold, or the last row where the output is full) may
-    fall on either side of it.
-
-    Returns:
-        Pairs of rows (eager, file), eager rows that are missing in the file, and rows of the file that are extra.
-    """
-    count = int(outputs["count"])
-    full = count == len(outputs["scores"])
-    cut = max(score_threshold, float(outputs["scores"][-1]) if full else 0.0) + SCORE_TOLERANCE
-    distance = np.abs(eager["boxes"][:, None] - outputs["boxes"][None, :count]).max(2)  # [eager, file]
-    apart = np.abs(eager["scores"][:, None] - outputs["scores"][None, :count]) > 10 * SCORE_TOLERANCE
-    distance[apart | (eager["labels"][:, None] != outputs["labels"][None, :count])] = np.inf
-    pairs = []
-    for _ in range(min(distance.shape)):
-        i, j = divmod(int(distance.argmin()), count)
-        if distance[i, j] > 10 * BOX_TOLERANCE:
-            break
-        pairs.append((i, j))
-        distance[i, :] = distance[:, j] = np.inf
-    missing = set(range(len(eager["scores"]))) - {i for i, _ in pairs}
-    extra = set(range(count)) - {j for _, j in pairs}
-    return pairs, sum(eager["scores"][i] > cut for i in missing), sum(outputs["scores"][j] > cut for j in extra)
+def _beyond(found: Difference, limits: dict[str, float], unmatched: float = 0) -> list[str]:
+    """What of a difference is more than it may be, in words."""
+    problems = []
+    if found.unmatched > unmatched:
+        problems.append(f"of {found.detections} detections {found.missing} are missing, and {found.extra} are extra")
+    for what, error in found.errors.items():
+        if not error <= limits[what]:  # NaN fails
+            problems.append(f"{what} differ by {error:.2g}, more than {limits[what]:g}")
+    return problems
 
 
 def dark_scene(shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -175,34 +177,54 @@ def _noise(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def _case(
-    name: str, session: ort.InferenceSession, model: MaskRCNN, graph: DeployGraph, images: NDArray[np.uint8]
-) -> CaseReport:
-    eager, features = eager_detections(model, images)
+class _Input(NamedTuple):
+    """What a file takes."""
+
+    image: NDArray[np.uint8]  # [N, H, W, 3]
+    content: NDArray[np.int32]  # [N, 2]
+
+
+def padded(scene: NDArray[np.uint8]) -> _Input:
+    """Parts of the images ``[N, H, W, 3]``, from the left top: of each another, by odd numbers, noise beside it.
+
+    In turns all but the right, all but the bottom, and all but both.
+    """
+    batch, height, width = scene.shape[:3]
+    narrow, low = width - width // 4 - 3, height - height // 3 - 5
+    sizes = [(height, narrow), (low, width), (low + 2, narrow + 1)]
+    content = np.array([sizes[(i + 2) % 3] for i in range(batch)], np.int32)
+    image = _noise(scene.shape)
+    for out, own, (h, w) in zip(image, scene, content, strict=True):
+        out[:h, :w] = own[:h, :w]
+    return _Input(image, content)
+
+
+def _case(name: str, session: ort.InferenceSession, model: MaskRCNN, graph: DeployGraph, own: _Input) -> CaseReport:
+    eager, features = eager_detections(model, *own)
     names = [value.name for value in session.get_outputs()]
-    outputs = dict(zip(names, session.run(None, {"image": images}), strict=True))
-    missing = extra = 0
-    errors = {"boxes": 0.0, "scores": 0.0, "masks": 0.0}
-    for i, found in enumerate(eager):
-        own = {key: value[i] for key, value in outputs.items()}
-        pairs, own_missing, own_extra = match(found, own, float(graph.detect.score_threshold))
-        missing, extra = missing + own_missing, extra + own_extra
-        for key in errors.keys() & own.keys():
-            for a, b in pairs:
-                errors[key] = max(errors[key], float(np.abs(found[key][a] - own[key][b]).max()))
-    total = sum(len(found["scores"]) for found in eager)
-    chains, full = _nms_margins(graph, features)
-    return CaseReport(name, total, missing, extra, errors["boxes"], errors["scores"], errors["masks"], chains, full)
+    outputs = dict(zip(names, session.run(None, {"image": own.image, CONTENT: own.content}), strict=True))
+    threshold = model.roi_heads.score_thresh
+    found = difference(eager, outputs, threshold)
+    rounding = None
+    if _beyond(found, TOLERANCES):
+        exact, _ = eager_detections(copy.deepcopy(model).double(), *own)
+        as_file = as_outputs(eager, graph.detect.detections)
+        slack = AMPLIFIES * difference(exact, as_file, threshold).score_error
+        slack = max(slack, SCORE_TOLERANCE)
+        rounding = Rounding(*(difference(exact, side, threshold, slack) for side in (outputs, as_file)))
+    limit = limits(torch.from_numpy(own.content).to(features[0].dtype))
+    chains, full = _nms_margins(graph, features, limit)
+    return CaseReport(name, found, rounding, chains, full)
 
 
-def _nms_margins(graph: DeployGraph, features: list[Tensor]) -> tuple[dict[str, int], bool]:
+def _nms_margins(graph: DeployGraph, features: list[Tensor], limit: Tensor) -> tuple[dict[str, int], bool]:
     """Rounds that each suppression needs on these features, and whether candidates were cut off."""
     with torch.no_grad():
-        boxes, _, valid = graph.rpn.ranked(features)
+        boxes, _, valid = graph.rpn.ranked(features, limit)
         chains = {"proposals": graph.rpn.nms.chain_length(boxes.flatten(0, 1), valid.flatten(0, 1))}
-        proposals, real = graph.rpn(features)
+        proposals, real = graph.rpn(features, limit)
         detect: Any = graph.detect
-        boxes, _, labels, valid = detect.ranked(detect.layout.build(features[:4]), proposals, real)
+        boxes, _, labels, valid = detect.ranked(detect.layout.build(features[:4]), proposals, real, limit)
         chains["detections"] = detect.nms.chain_length(boxes, valid, labels)
         cut_off = (valid.sum(1) == valid.shape[1]) & (detect.nms(boxes, valid, labels).sum(1) < detect.detections)
         every_pair = proposals.shape[1] * (detect.box_predictor.cls_score.out_features - 1)

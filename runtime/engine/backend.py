@@ -13,8 +13,6 @@ from wnlb.runtime.engine.engine import TensorRtEngine
 from wnlb.runtime.engine.manifest import Manifest, read_manifest
 from wnlb.runtime.errors import ContractError
 
-OUTPUT_TYPES = {"labels": np.int32, "count": np.int32}  # the others are float32
-
 
 class TensorRtBackend:
     """Runs an engine that ``wnlb build`` wrote; see ``wnlb.runtime.backend.Backend``.
@@ -69,11 +67,8 @@ class TensorRtBackend:
 
     def _check(self) -> None:
         """That the engine's inputs and outputs are the contract's."""
-        wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            self.contract.input_name: (self.contract.input_shape, np.dtype(np.uint8))
-        }
-        for name, shape in self.contract.output_shapes.items():
-            wanted[name] = (shape, np.dtype(OUTPUT_TYPES.get(name, np.float32)))
+        shapes = {**self.contract.input_shapes, **self.contract.output_shapes}
+        wanted = {name: (shape, np.dtype(self.contract.types[name])) for name, shape in shapes.items()}
         for name, array in {**self._engine.inputs, **self._engine.outputs}.items():
             if wanted.pop(name, None) != (array.shape, array.dtype):
                 shown = f"{name} is {array.dtype} {list(array.shape)}"

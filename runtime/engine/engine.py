@@ -100,7 +100,9 @@ class TensorRtEngine:
         The outputs are the engine's own buffers: the next run overwrites them, and after ``close`` they are gone.
         """
         with self._lock, self._current() as cuda:
-            addresses = {name: _device_address(name, inputs[name], self._buffers[name].host) for name in self._inputs}
+            addresses = {
+                name: _device_address(name, inputs.get(name), self._buffers[name].host) for name in self._inputs
+            }
             on_device = frozenset(name for name, address in addresses.items() if address)
             for name, address in addresses.items():
                 if address:
@@ -315,6 +317,8 @@ class TensorRtEngine:
 
 def _device_address(name: str, array: Any, like: NDArray[Any]) -> int:
     """Where an input lies on the GPU; 0 for a NumPy array. Raises WnlbError where it does not fit."""
+    if array is None:
+        raise WnlbError(f"input {name} is absent; expected {like.dtype} {list(like.shape)}")
     on_device = getattr(array, "__cuda_array_interface__", None)
     kind, shape = (on_device["typestr"], on_device["shape"]) if on_device else (array.dtype.str, array.shape)
     if kind != like.dtype.str or tuple(shape) != like.shape or (on_device and on_device.get("strides")):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.profile.stages import stage_times
@@ -15,11 +15,11 @@ WARM_UP = 2
 BETWEEN = "between layers"  # what ONNX Runtime itself takes
 
 
-def stages_in_onnxruntime(path: Path, image: object, contract: Contract, threads: int, runs: int) -> dict[str, float]:
+def stages_in_onnxruntime(path: Path, inputs: dict[str, Any], threads: int, runs: int) -> dict[str, float]:
     """Milliseconds of one run by stage, the mean of ``runs``; in a session of its own, for the profiler costs time.
 
     Args:
-        image: the model's input.
+        inputs: the model's, by name.
 
     Raises:
         WnlbError: the model cannot be opened or run.
@@ -27,7 +27,7 @@ def stages_in_onnxruntime(path: Path, image: object, contract: Contract, threads
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, device="cpu", threads=threads, profile_prefix=str(Path(folder) / "profile"))
         for _ in range(WARM_UP + runs):
-            session.run(None, {contract.input_name: image})
+            session.run(None, inputs)
         try:
             events = json.loads(Path(session.end_profiling()).read_text())
         except (OSError, ValueError) as error:

@@ -20,6 +20,7 @@ from wnlb.runtime.engine.backend import TensorRtBackend
 from wnlb.runtime.engine.engine import TensorRtEngine
 from wnlb.runtime.engine.manifest import read_manifest
 from wnlb.runtime.errors import ContractError, WnlbError
+from wnlb.runtime.inputs import prepared_inputs
 from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.profile.measure import Times
@@ -220,11 +221,8 @@ class _Frames:
             return self._inner.stages(runs)
         if not self.description.partition(", ")[2].startswith("CPU"):
             return {}  # of a GPU ONNX Runtime's profiler sees the launches only
-        contract = self._predictor.contract
-        image = np.empty(contract.input_shape, np.uint8)
-        for i, frame in enumerate(self._batches[0]):
-            self._predictor.geometry.prepare(frame, image[i])
-        return stages_in_onnxruntime(self._model, image, contract, self._threads, runs)
+        inputs = prepared_inputs(self._predictor.contract, self._batches[0])
+        return stages_in_onnxruntime(self._model, inputs, self._threads, runs)
 
 
 class _BareEngine(_Engine):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from model_inputs import whole
 
 HERE = Path(__file__).parent
 
@@ -116,7 +117,7 @@ def images(count: int) -> list[Any]:
 
 def run_thrice(backend: Any) -> None:
     for _ in range(3):
-        backend.run({"image": images(1)[0]})
+        backend.run(whole(images(1)[0]))
 
 
 def take_all_times(backend: Any) -> None:

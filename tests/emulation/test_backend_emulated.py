@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import engine_from, images, run_thrice, take_all_times
+from model_inputs import whole
 
 from wnlb.plugins import load
 from wnlb.runtime.backend import open_backend
@@ -37,7 +38,7 @@ def test_the_outputs_are_onnx_runtimes(
     )
     launches = driver.emulatedLaunches()
     for number, image in enumerate(images(4)):
-        found, expected = backend.run({"image": image}), reference.run({"image": image})
+        found, expected = backend.run(whole(image)), reference.run(whole(image))
         assert list(found) == list(expected)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value)
@@ -47,7 +48,7 @@ def test_the_outputs_are_onnx_runtimes(
     backend.close()
     backend.close()
     with pytest.raises(WnlbError, match="closed"):
-        backend.run({"image": images(1)[0]})
+        backend.run(whole(images(1)[0]))
 
 
 def backend_memory(name: str) -> str:
@@ -79,14 +80,14 @@ def test_an_input_on_the_gpu_stays_there(
     buffer = cuda.buffer((2, 64, 96, 3), np.uint8, False)
     launches = driver.emulatedLaunches()
     for number, image in enumerate(images(6)):
-        expected = reference.run({"image": image})["scores"]
+        expected = reference.run(whole(image))["scores"]
         if number % 2:
             buffer.host[:] = image
             cuda.upload(buffer)
             given: Any = OnDevice(buffer.address, image.shape)
         else:
             given = image
-        np.testing.assert_array_equal(backend.run({"image": given})["scores"], expected)
+        np.testing.assert_array_equal(backend.run({**whole(images(1)[0]), "image": given})["scores"], expected)
     assert driver.emulatedLaunches() - launches == 4  # all but the first of each
     for odd in (
         OnDevice(buffer.address, (1, 64, 96, 3)),
@@ -94,7 +95,7 @@ def test_an_input_on_the_gpu_stays_there(
         OnDevice(buffer.address, (2, 64, 96, 3), strides=(1, 1, 1, 1)),
     ):
         with pytest.raises(WnlbError, match=r"expected uint8 \[2, 64, 96, 3\], contiguous"):
-            backend.run({"image": odd})
+            backend.run({**whole(images(1)[0]), "image": odd})
     buffer.free()
     cuda.deactivate()
     cuda.close()
@@ -106,10 +107,10 @@ def test_no_memory_is_allocated_after_the_first_frames(
 ) -> None:
     backend = TensorRtBackend(engine_from(planted, tmp_path))
     for image in images(2):
-        backend.run({"image": image})
+        backend.run(whole(image))
     alive = driver.emulatedAlive()
     driver.emulatedFailAt(0)  # counts from here
-    outputs = [backend.run({"image": image}) for image in images(5)]
+    outputs = [backend.run(whole(image)) for image in images(5)]
     assert driver.emulatedAlive() == alive
     assert driver.emulatedCalls() == 5 * 2  # one launch, one wait
     assert outputs[0]["boxes"] is outputs[4]["boxes"]  # the pinned buffer itself
@@ -130,7 +131,7 @@ def test_every_call_that_fails_is_told_and_leaves_nothing(
     """The first, the second, ... call of the driver fails; the fixture sees that nothing is left."""
     driver.emulatedMachine(1, 87, shared)
     engine = engine_from(planted, tmp_path)
-    expected = OnnxRuntimeBackend(planted, device="cpu").run({"image": images(2)[1]})["scores"]
+    expected = OnnxRuntimeBackend(planted, device="cpu").run(whole(images(2)[1]))["scores"]
     alive, told, without_graph = driver.emulatedAlive(), 0, 0
     for call in range(1, 200):
         backend, failure = None, None
@@ -145,7 +146,7 @@ def test_every_call_that_fails_is_told_and_leaves_nothing(
         calls = driver.emulatedCalls()
         driver.emulatedFailAt(0)
         if backend:
-            np.testing.assert_array_equal(backend.run({"image": images(2)[1]})["scores"], expected)
+            np.testing.assert_array_equal(backend.run(whole(images(2)[1]))["scores"], expected)
             backend.close()
         assert driver.emulatedAlive() == alive, f"call {call} leaks"
         if calls < call:
@@ -164,7 +165,7 @@ def test_it_runs_in_another_thread_and_may_be_closed_there(
 
     def work() -> None:
         for image in images(2):
-            found.append(backend.run({"image": image})["scores"].copy())
+            found.append(backend.run(whole(image))["scores"].copy())
         backend.close()
 
     thread = threading.Thread(target=work)
@@ -172,7 +173,7 @@ def test_it_runs_in_another_thread_and_may_be_closed_there(
     thread.join()
     expected = OnnxRuntimeBackend(planted, device="cpu")
     for scores, image in zip(found, images(2), strict=True):
-        np.testing.assert_array_equal(scores, expected.run({"image": image})["scores"])
+        np.testing.assert_array_equal(scores, expected.run(whole(image))["scores"])
 
 
 def test_detections_stay_when_the_next_frame_comes(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
@@ -190,7 +191,7 @@ def test_without_a_graph_it_goes_on(planted: Path, tmp_path: Path, driver: Any, 
     backend = TensorRtBackend(engine_from(planted, tmp_path))
     expected = OnnxRuntimeBackend(planted, device="cpu")
     for image in images(3):
-        np.testing.assert_array_equal(backend.run({"image": image})["scores"], expected.run({"image": image})["scores"])
+        np.testing.assert_array_equal(backend.run(whole(image))["scores"], expected.run(whole(image))["scores"])
     assert "no CUDA graph (TensorRT 10.3.0 cannot start the inference: " in backend.description
     backend.close()
 
@@ -247,7 +248,7 @@ def test_an_engine_of_trtexec_wants_trust(planted: Path, tmp_path: Path, driver:
     with pytest.raises(WnlbError, match=r"no manifest bare.engine.json beside it.*--trust"):
         TensorRtBackend(bare)
     backend = open_backend(bare, trust=planted)
-    assert backend.run({"image": images(1)[0]})["count"].tolist() == [2, 2]
+    assert backend.run(whole(images(1)[0]))["count"].tolist() == [2, 2]
     backend.close()
     bare.write_bytes(b"not an engine at all")
     with pytest.raises(WnlbError, match=r"cannot open engine .*magicTag"):

@@ -31,7 +31,7 @@ def test_the_manifest_says_what_the_engine_is(planted: Path, tmp_path: Path, dri
     assert manifest == read_manifest(engine)
     assert (manifest.library, manifest.version, manifest.compute_capability) == ("tensorrt", "10.3.0", "8.7")
     assert (manifest.gpu, manifest.cuda, manifest.attention) == ("Emulated GPU", "13.0", "standard")
-    assert manifest.inputs == {"image": "uint8 [2, 64, 96, 3]"}
+    assert manifest.inputs == {"image": "uint8 [2, 64, 96, 3]", "content": "int32 [2, 2]"}
     assert manifest.outputs["masks"] == "float32 [2, 2, 28, 28]"
     assert manifest.layers_of == "engine"
     assert {layer["precision"] for layer in manifest.layers} == {"fp16"}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import engine_from, images, run_thrice, take_all_times
+from model_inputs import whole
 
 from wnlb.runtime.engine.backend import TensorRtBackend
 from wnlb.runtime.engine.cuda import open_cuda
@@ -66,8 +67,8 @@ def test_timing_and_running_in_turns(planted: Path, tmp_path: Path, driver: Any,
     for number, image in enumerate(images(6)):
         if number == 2:
             alive, launches = driver.emulatedAlive(), driver.emulatedLaunches()
-        expected = reference.run({"image": image})
-        found = backend.run({"image": image})
+        expected = reference.run(whole(image))
+        found = backend.run(whole(image))
         np.testing.assert_array_equal(found["scores"], expected["scores"])
         found["scores"][...] = 0
         backend.timed(True, True, False)
@@ -84,7 +85,7 @@ def test_what_the_host_holds_is_inferred(planted: Path, tmp_path: Path, driver: 
     """Without transfers too: the inference must not meet what happened to be in the memory."""
     path = engine_from(planted, tmp_path)
     engine, reference = TensorRtEngine(path, read_manifest(path)), OnnxRuntimeBackend(planted, device="cpu")
-    first, second = (reference.run({"image": image})["scores"] for image in images(2))
+    first, second = (reference.run(whole(image))["scores"] for image in images(2))
     engine.inputs["image"][...] = images(1)[0]
     engine.timed(True, True, True)
     np.testing.assert_array_equal(engine.outputs["scores"], first)
@@ -128,7 +129,7 @@ def test_layer_times_are_means_in_the_order_of_execution(
     driver.emulatedMachine(1, 87, shared)
     backend = TensorRtBackend(engine_from(planted, tmp_path))
     trt.planted_layers.extend(PLANTED_LAYERS)
-    backend.run({"image": images(1)[0]})
+    backend.run(whole(images(1)[0]))
     expected = [
         ("Reformatting CopyNode for Input Tensor 0", 1.0),
         ("__myl_Conv_myl0_1 body.conv1/Conv + body.relu/Relu", 3.0),

@@ -24,7 +24,7 @@ def test_export_prints_plan_and_verification_and_predict_reads_the_file(
         assert said in run.stdout
     shown = json.loads(wnlb("inspect", output, "--json").stdout)
     assert shown["contract"]["class_names"] == list("abcdefgh")
-    assert shown["inputs"] == {"image": "uint8 [1, 64, 64, 3]"}
+    assert shown["inputs"] == {"image": "uint8 [1, 64, 64, 3]", "content": "int32 [1, 2]"}
     text = wnlb("inspect", output).stdout
     assert "attention: c2 embedded/standard" in text
     assert shown["sha256"] in text
@@ -49,7 +49,7 @@ def test_export_as_json(tmp_path: Path, small_checkpoint_path: Path) -> None:
     assert run.stderr == ""
     told = json.loads(run.stdout)
     assert [plan["mode"] for plan in told["plan"]] == ["dot"] * 4
-    assert [case["missing"] for case in told["verification"]] == [0, 0, 0]
+    assert [case["missing"] for case in told["verification"]] == [0, 0, 0, 0]
     assert told["contract"]["interpolation"] == "nearest"
     assert [o.name for o in onnx.load(output).graph.output] == ["boxes", "scores", "labels", "count"]
 

@@ -24,8 +24,15 @@ NODES = [
     helper.make_node("Unsqueeze", ["brightness", "one"], ["first"]),
     helper.make_node("Mul", ["first", "half"], ["second"]),
     helper.make_node("Concat", ["first", "second"], ["scores"], axis=1),
-    *(helper.make_node("Identity", [f"{name}_value"], [name]) for name in ("boxes", "labels", "masks", "count")),
+    *(helper.make_node("Identity", [f"{name}_value"], [name]) for name in ("labels", "masks", "count")),
 ]
+CLIP = [
+    helper.make_node("Cast", ["content"], ["sizes"], to=TensorProto.FLOAT),
+    helper.make_node("Gather", ["sizes", "corners"], ["limits"], axis=1),
+    helper.make_node("Unsqueeze", ["limits", "one"], ["limit"]),
+    helper.make_node("Min", ["boxes_value", "limit"], ["boxes"]),
+]
+PASS = [helper.make_node("Identity", ["boxes_value"], ["boxes"])]  # in files of format 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,7 @@ def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]
     """Writes a model file, for a batch of two, that finds the same two boxes in every frame.
 
     A lamp, with the input's mean brightness as its score, at 8 16 40 48; and a dark cat with half of that at
-    32 0 96 64. Every pixel of both masks is set.
+    32 0 96 64, both clipped to the content. Every pixel of both masks is set.
     """
 
     def write(path: Path, contract: Contract | None = None, **metadata: str) -> Path:
@@ -92,6 +99,7 @@ def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]
         values = {
             "axes": np.array([1, 2, 3], np.int64),
             "one": np.array([1], np.int64),
+            "corners": np.array([1, 0, 1, 0], np.int64),
             "white": np.array(255, np.float32),
             "half": np.array(0.5, np.float32),
             "boxes_value": np.tile(np.array([[8, 16, 40, 48], [32, 0, 96, 64]], np.float32), (batch, 1, 1)),
@@ -99,12 +107,13 @@ def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]
             "masks_value": np.ones((batch, 2, 28, 28), np.float32),
             "count_value": np.full(batch, 2, np.int32),
         }
-        kinds = {"labels": TensorProto.INT32, "count": TensorProto.INT32}
+        kinds = {n: helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for n, kind in contract.types.items()}
+        nodes = NODES + (PASS if contract.format == 1 else CLIP)
         graph = helper.make_graph(
-            [node for node in NODES if node.output[0] != "masks" or "masks" in shapes],
+            [node for node in nodes if node.output[0] != "masks" or "masks" in shapes],
             "planted",
-            [helper.make_tensor_value_info("image", TensorProto.UINT8, contract.input_shape)],
-            [helper.make_tensor_value_info(n, kinds.get(n, TensorProto.FLOAT), s) for n, s in shapes.items()],
+            [helper.make_tensor_value_info(n, kinds[n], s) for n, s in contract.input_shapes.items()],
+            [helper.make_tensor_value_info(n, kinds[n], s) for n, s in shapes.items()],
             [numpy_helper.from_array(value, name) for name, value in values.items()],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from model_inputs import whole
 
 from wnlb.runtime.backend import open_backend
 from wnlb.runtime.contract import METADATA_KEY
@@ -11,7 +12,7 @@ from wnlb.runtime.errors import ContractError, WnlbError
 @pytest.mark.parametrize("image", [0, 51, 255])
 def test_runs_a_model_as_its_contract_says(planted_model_path, image):
     backend = open_backend(planted_model_path, device="cpu", threads=1)
-    outputs = backend.run({"image": np.full(backend.contract.input_shape, image, np.uint8)})
+    outputs = backend.run(whole(np.full(backend.contract.input_shape, image, np.uint8)))
     assert {name: values.shape for name, values in outputs.items()} == backend.contract.output_shapes
     kinds = {"labels": np.int32, "count": np.int32}
     assert all(values.dtype == kinds.get(name, np.float32) for name, values in outputs.items())

@@ -48,11 +48,22 @@ def test_json_round_trip(entries):
     assert {name: value for name, value in json.loads(again.to_json()).items() if name in entries} == entries
 
 
-def test_files_of_format_1_stay_readable():
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_all_formats_stay_readable(version):
     """These names are in files that users have: changing one needs a new format number."""
     assert METADATA_KEY == "wnlb.contract"
-    fixed = {"input_name": "image", "layout": "NHWC", "color": "RGB", "format": 1}
-    assert json.loads(Contract(**REQUIRED, **OPTIONAL).to_json()) == {**REQUIRED, **OPTIONAL, **fixed}
+    fixed = {"input_name": "image", "layout": "NHWC", "color": "RGB", "format": version}
+    contract = Contract.from_json(json.dumps({**REQUIRED, **OPTIONAL, **fixed}))
+    assert json.loads(contract.to_json()) == {**REQUIRED, **OPTIONAL, **fixed}
+
+
+def test_files_are_written_in_format_2_which_knows_the_content():
+    contract = Contract(**REQUIRED)
+    assert contract.format == 2
+    assert contract.input_shapes == {"image": (1, 64, 96, 3), "content": (1, 2)}
+    assert dataclasses.replace(contract, format=1, batch=3).input_shapes == {"image": (3, 64, 96, 3)}
+    kinds = {"boxes": "float32", "scores": "float32", "labels": "int32", "masks": "float32", "count": "int32"}
+    assert contract.types == {"image": "uint8", "content": "int32", **kinds}
 
 
 def test_shapes_with_and_without_masks():
@@ -91,6 +102,7 @@ def test_shapes_with_and_without_masks():
         ("std", 1),
         ("attention", "embedded"),
         ("input_name", ["image"]),
+        ("input_name", "content"),
         ("layout", "NCHW"),
     ],
 )
@@ -111,7 +123,7 @@ def test_a_bad_entry_is_named_with_what_was_got(name, value):
         ("3", "int"),
         ("null", "NoneType"),
         ("{}", "format is None"),
-        (json.dumps({"format": 2, **REQUIRED}), "format is 2"),
+        *((json.dumps({"format": other, **REQUIRED}), f"format is {other}") for other in (0, 3, 1.5)),
         (written(colour="RGB", zoom=1), "unknown entries colour, zoom"),
         (
             json.dumps({"format": 1, **{name: REQUIRED[name] for name in REQUIRED if name != "nms_rounds"}}),

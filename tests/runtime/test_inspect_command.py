@@ -16,7 +16,7 @@ def test_json_tells_what_the_file_holds(wnlb, small_model_path):
     assert facts["file"] == str(small_model_path)
     assert facts["bytes"] == len(data)
     assert facts["sha256"] == hashlib.sha256(data).hexdigest()
-    assert facts["inputs"] == {"image": "uint8 [1, 64, 96, 3]"}
+    assert facts["inputs"] == {"image": "uint8 [1, 64, 96, 3]", "content": "int32 [1, 2]"}
     assert list(facts["outputs"].items()) == [
         ("boxes", "float32 [1, 100, 4]"),
         ("scores", "float32 [1, 100]"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_inputs import whole
 
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
 from wnlb.export.onnx_file.export_onnx import export_onnx
@@ -118,7 +119,7 @@ def test_onnx_runtimes_cuda_provider(request: pytest.FixtureRequest) -> None:
         backend = OnnxRuntimeBackend(small_model_path, device="cuda")
     except WnlbError as error:
         pytest.skip(str(error))
-    agree(backend.run({"image": dark_scene((1, 64, 96, 3))}), small_model_path)
+    agree(backend.run(whole(dark_scene((1, 64, 96, 3)))), small_model_path)
     backend.close()
 
 
@@ -131,10 +132,10 @@ def test_an_engine_finds_what_onnx_runtime_finds(small_model_path: Path, tmp_pat
     backend = TensorRtBackend(engine)
     image = dark_scene((1, 64, 96, 3))
     for _ in range(4):
-        agree(backend.run({"image": image}), small_model_path)
+        agree(backend.run(whole(image)), small_model_path)
     assert backend.description.endswith("CUDA graph")
     found = []
-    thread = threading.Thread(target=lambda: found.append(backend.run({"image": image})))
+    thread = threading.Thread(target=lambda: found.append(backend.run(whole(image))))
     thread.start()
     thread.join()
     agree(found[0], small_model_path)
@@ -149,7 +150,7 @@ def test_nothing_is_left_on_the_gpu(small_model_path: Path, tmp_path: Path, libr
     free = []
     for _ in range(6):
         backend = TensorRtBackend(engine)
-        backend.run({"image": dark_scene((1, 64, 96, 3))})
+        backend.run(whole(dark_scene((1, 64, 96, 3))))
         backend.close()
         free.append(free_now())
     assert min(free[2:]) >= free[2] - (8 << 20)
@@ -168,7 +169,7 @@ def test_the_plugin_gives_what_the_standard_form_gives(small_model_path: Path, t
     options = BuildOptions(target="tensorrt", attention="plugin")
     assert build_engine(small_model_path, tmp_path / "model.engine", options).attention == "plugin"
     backend = TensorRtBackend(tmp_path / "model.engine")
-    agree(backend.run({"image": dark_scene((1, 64, 96, 3))}), small_model_path)
+    agree(backend.run(whole(dark_scene((1, 64, 96, 3)))), small_model_path)
     backend.close()
 
 
@@ -177,7 +178,7 @@ def test_the_plugin_gives_what_the_standard_form_gives(small_model_path: Path, t
 def test_where_the_time_goes(small_model_path: Path, tmp_path: Path, library: str) -> None:
     build_engine(small_model_path, tmp_path / "model.engine", BuildOptions(target=library))
     backend = TensorRtBackend(tmp_path / "model.engine")
-    backend.run({"image": dark_scene((1, 64, 96, 3))})
+    backend.run(whole(dark_scene((1, 64, 96, 3))))
     for cuda_graph in (False, True):
         times = [backend.timed(True, cuda_graph, True) for _ in range(20)][-1]
         assert min(times["gpu"], times["enqueue"]) > 0
@@ -189,7 +190,7 @@ def test_where_the_time_goes(small_model_path: Path, tmp_path: Path, library: st
         assert sum(ms for _, ms in layers) > 0
         assert len({stage_of(name) for name, _ in layers} - {None}) > 3, layers
     assert backend.device_bytes <= taken + (8 << 20)  # its context is gone
-    agree(backend.run({"image": dark_scene((1, 64, 96, 3))}), small_model_path)
+    agree(backend.run(whole(dark_scene((1, 64, 96, 3)))), small_model_path)
     assert backend.description.endswith("CUDA graph")
     backend.close()
 
@@ -203,7 +204,7 @@ def test_an_engine_takes_as_long_as_for_trtexec(trtexec: str, small_checkpoint_p
     export_onnx(model, file, ExportOptions(320, 480), class_names=config.class_names)  # not only starts of kernels
     manifest = build_engine(file, engine, BuildOptions(target="tensorrt", attention="standard"))
     backend = TensorRtBackend(engine)
-    backend.run({"image": np.random.default_rng(0).integers(0, 256, (1, 320, 480, 3), dtype=np.uint8)})
+    backend.run(whole(np.random.default_rng(0).integers(0, 256, (1, 320, 480, 3), dtype=np.uint8)))
     before = gpu_times(backend)
     command = [trtexec, f"--loadEngine={engine}", *TRTEXEC_FLAGS]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -280,7 +281,7 @@ def test_trtexecs_summary_is_read() -> None:
 
 def agree(found: dict[str, np.ndarray], model: Path) -> None:
     """With ONNX Runtime on the CPU, but for detections near a threshold; TF32 is 1e-3 of a value."""
-    expected = OnnxRuntimeBackend(model, device="cpu").run({"image": dark_scene((1, 64, 96, 3))})
+    expected = OnnxRuntimeBackend(model, device="cpu").run(whole(dark_scene((1, 64, 96, 3))))
     count = int(expected["count"][0])
     assert abs(int(found["count"][0]) - count) <= max(count // 20, 1)
     for i in range(count):

@@ -2,7 +2,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+from wnlb.export.checkpoints.checkpoint import load_checkpoint
+from wnlb.export.onnx_file.export_onnx import configure
+from wnlb.export.onnx_file.reference import match
+from wnlb.export.options import ExportOptions
 from wnlb.runtime.backend import open_backend
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import PictureError, WnlbError
@@ -19,10 +24,12 @@ class PlantedBackend:
         self.outputs = outputs
         self.closed = 0
         self.inputs: list[np.ndarray] = []
+        self.contents: list[list[list[int]] | None] = []
 
     def run(self, inputs):
-        assert list(inputs) == [self.contract.input_name]
+        assert list(inputs) == list(self.contract.input_shapes)
         self.inputs.append(inputs[self.contract.input_name].copy())
+        self.contents.append(inputs["content"].tolist() if "content" in inputs else None)
         return self.outputs
 
     def close(self):
@@ -78,6 +85,24 @@ def test_prepares_each_frame_as_the_contract_says(backend):
     contract = dataclasses.replace(backend.contract, resize="stretch", interpolation="nearest")
     geometry = geometry_of(contract)
     assert dataclasses.astuple(geometry) == (64, 96, "stretch", "nearest", (7, 8, 9))
+
+
+def test_tells_what_of_each_input_the_frame_fills(backend):
+    predictor = Predictor(backend)
+    predictor.predict_batch([frame(64, 96), frame(200, 100)])
+    predictor.predict_batch([frame(30, 96)])
+    assert backend.contents == [[[64, 96], [64, 32]], [[30, 96], [0, 0]]]
+    backend.contract = predictor.contract = dataclasses.replace(backend.contract, resize="stretch")
+    Predictor(backend)(frame(200, 100))
+    assert backend.contents[2] == [[64, 96], [0, 0]]
+
+
+def test_a_model_of_format_1_is_given_its_image_alone(backend):
+    """Its padding is a part of the picture."""
+    backend.contract = dataclasses.replace(backend.contract, format=1)
+    Predictor(backend)(frame(64, 48, 60))
+    assert backend.contents == [None]
+    assert (backend.inputs[0][0, :, 48:] == (7, 8, 9)).all()
 
 
 def test_a_batch_smaller_than_the_models_leaves_nothing_of_the_one_before(backend):
@@ -168,15 +193,25 @@ def real(small_model_path):
         yield predictor
 
 
-def test_padding_a_frame_beforehand_changes_nothing(real):
-    """A portrait frame, and the same frame padded to the input's shape with the contract's colour."""
-    portrait = np.random.default_rng(2).integers(0, 256, (64, 48, 3), np.uint8)
-    padded = np.full((64, 96, 3), real.contract.pad_rgb[::-1], np.uint8)
-    padded[:, :48] = portrait
-    alone, inside = real(portrait), real(padded)
-    assert len(alone) > 0
-    np.testing.assert_array_equal(alone.scores, inside.scores)
-    np.testing.assert_array_equal(alone.boxes, np.clip(inside.boxes, 0, [48, 64, 48, 64]))
+@pytest.mark.parametrize("size", [(64, 71), (47, 96), (50, 96)])
+def test_a_real_model_finds_what_torchvision_finds_in_a_padded_frame(real, small_checkpoint_path, size):
+    """With its own transform, which pads to multiples of 32: here to the input's shape, and resizes nothing."""
+    model, _ = load_checkpoint(small_checkpoint_path)
+    configure(model, ExportOptions(64, 96))
+    frame = np.random.default_rng(2).integers(0, 256, (*size, 3), np.uint8)
+    model.transform.min_size, model.transform.max_size = (min(size),), max(size)
+    with torch.no_grad():
+        (eager,) = model([torch.from_numpy(frame[..., ::-1].transpose(2, 0, 1).copy()) / 255])
+    ours = real(frame)
+    assert len(eager["scores"]) == len(ours) > 0
+    outputs = {"boxes": ours.boxes, "scores": ours.scores, "labels": ours.labels, "count": np.array(len(ours))}
+    pairs, missing, extra = match({name: value.numpy() for name, value in eager.items()}, outputs, 0.05)
+    assert (missing, extra) == (0, 0)
+    masks = [*ours.full_masks()]
+    for a, b in pairs:
+        np.testing.assert_allclose(ours.boxes[b], eager["boxes"][a], atol=0.05)
+        np.testing.assert_allclose(ours.scores[b], eager["scores"][a], atol=1e-4)
+        assert (masks[b] != (eager["masks"][a, 0].numpy() > 0.5)).mean() < 1e-3
 
 
 def test_an_enlarged_frame_gives_enlarged_boxes(real):
@@ -189,8 +224,9 @@ def test_an_enlarged_frame_gives_enlarged_boxes(real):
 
 @pytest.mark.parametrize("image", [np.zeros((2, 96, 64, 3), np.uint8), np.zeros((2, 64, 96, 3), np.float32)])
 def test_a_wrong_input_is_refused(planted_model_path, image):
-    with pytest.raises(WnlbError, match=r"expected uint8 \[2, 64, 96, 3\]"):
-        open_backend(planted_model_path, device="cpu").run({"image": image})
+    inputs = {"image": image, "content": np.zeros((2, 2), np.int32)}
+    with pytest.raises(WnlbError, match=r"input image is .*expected uint8 \[2, 64, 96, 3\]"):
+        open_backend(planted_model_path, device="cpu").run(inputs)
 
 
 def test_a_closed_backend_says_so(planted_model_path):

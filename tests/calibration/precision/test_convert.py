@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from model_inputs import whole
 from small_models import small_model
 from tensorrt_rtx_build import build_in_tensorrt_rtx
 
@@ -100,10 +101,10 @@ def test_int8_with_both_rests(small_model_path: Path, noise: list[np.ndarray], i
     assert not any(t.data_type == onnx.TensorProto.FLOAT16 for t in whole.graph.initializer)
     contract = Contract.from_json({e.key: e.value for e in whole.metadata_props}[METADATA_KEY])
     assert contract.precision == "int8+fp32"
-    expected = ort.InferenceSession(str(small_model_path)).run(["scores"], {"image": noise[0]})[0]
+    expected = ort.InferenceSession(str(small_model_path)).run(["scores"], whole(noise[0]))[0]
     for model in (int8_half, whole):
         session = ort.InferenceSession(model.SerializeToString(), disabled_optimizers=["WeightBiasQuantization"])
-        found = session.run(["scores"], {"image": noise[0]})[0]
+        found = session.run(["scores"], whole(noise[0]))[0]
         assert np.abs(found[0][:5] - expected[0][:5]).max() < 0.1
         assert not np.array_equal(found, expected)
 
@@ -122,7 +123,7 @@ def test_a_converted_file_becomes_the_plugin_form_and_computes_the_same(
     assert sum(node.op_type == PLUGIN_OP for node in fused.graph.node) == 4
     results = [
         ort.InferenceSession(m.SerializeToString(), disabled_optimizers=["WeightBiasQuantization"]).run(
-            None, {"image": noise[1]}
+            None, whole(noise[1])
         )
         for m in (int8_half, fused)
     ]
@@ -143,7 +144,7 @@ def test_a_plugin_file_is_converted_inside_and_stays_one(tmp_path: Path, noise: 
             f"body.layer1.wnlb/{PLUGIN_OP}",
             f"body.layer3.wnlb/{PLUGIN_OP}",
         ]
-        ort.InferenceSession(model.SerializeToString()).run(None, {"image": noise[0]})
+        ort.InferenceSession(model.SerializeToString()).run(None, whole(noise[0]))
 
 
 def test_int8_command(

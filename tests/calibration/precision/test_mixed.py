@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from model_inputs import whole
 from onnx import TensorProto, helper, numpy_helper
 
 from wnlb.calibration.precision.convert import Converter
@@ -107,11 +108,11 @@ def test_fp32_neighbours_exchange_fp32(fp16: onnx.ModelProto) -> None:
 
 def test_detections_hardly_move(fp16: onnx.ModelProto, small_model_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
-    whole = ort.InferenceSession(str(small_model_path)).run(None, {"image": image})
-    half = ort.InferenceSession(fp16.SerializeToString()).run(None, {"image": image})
-    assert abs(int(whole[4][0]) - int(half[4][0])) <= 0.1 * whole[4][0]
-    np.testing.assert_allclose(half[1][0][:10], whole[1][0][:10], atol=0.02)
-    assert not np.array_equal(half[1], whole[1])
+    full = ort.InferenceSession(str(small_model_path)).run(None, whole(image))
+    half = ort.InferenceSession(fp16.SerializeToString()).run(None, whole(image))
+    assert abs(int(full[4][0]) - int(half[4][0])) <= 0.1 * full[4][0]
+    np.testing.assert_allclose(half[1][0][:10], full[1][0][:10], atol=0.02)
+    assert not np.array_equal(half[1], full[1])
 
 
 def test_feature_maps_are_half_up_to_the_sampling(small_model_path: Path) -> None:

@@ -35,7 +35,7 @@ def doubling() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-IMAGES = [np.full((1, 2, 2, 3), value, np.uint8) for value in (3, 100, 7)]
+INPUTS = [{"image": np.full((1, 2, 2, 3), value, np.uint8)} for value in (3, 100, 7)]
 
 
 def test_counts_are_those_of_numpy() -> None:
@@ -92,10 +92,10 @@ def test_a_tensor_of_zeros_and_one_that_is_not_finite() -> None:
 
 
 def test_taps_read_inner_tensors() -> None:
-    values = Tap(doubling(), ["x", "y"])(IMAGES[0])
+    values = Tap(doubling(), ["x", "y"])(INPUTS[0])
     assert (values["x"] == 3).all()
     assert (values["y"] == -6).all()
-    assert largest_magnitudes(doubling(), ["x", "y"], IMAGES, lambda: None) == {"x": 100.0, "y": 200.0}
+    assert largest_magnitudes(doubling(), ["x", "y"], INPUTS, lambda: None) == {"x": 100.0, "y": 200.0}
 
 
 class Counting:
@@ -107,11 +107,11 @@ class Counting:
     def __init__(self, model: onnx.ModelProto, tensors: list[str], **kwargs: Any) -> None:
         self.tap = Tap(model, tensors, **kwargs)
 
-    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         Counting.runs += 1
         if Counting.runs > Counting.fail_after:
             raise KeyboardInterrupt
-        return self.tap(image)
+        return self.tap(inputs)
 
 
 def test_histograms_are_used_again_and_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,9 +120,9 @@ def test_histograms_are_used_again_and_continued(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Counting, "runs", 0)
     cache = tmp_path / "ranges.npz"
 
-    def collect(key: str, images: list[np.ndarray] = IMAGES) -> tuple[dict[str, Histogram], int]:
+    def collect(key: str) -> tuple[dict[str, Histogram], int]:
         before = Counting.runs
-        return collect_histograms(doubling(), ["x", "y"], images, key, cache), Counting.runs - before
+        return collect_histograms(doubling(), ["x", "y"], INPUTS, key, cache), Counting.runs - before
 
     monkeypatch.setattr(Counting, "fail_after", 2)
     with pytest.raises(KeyboardInterrupt):
@@ -132,9 +132,9 @@ def test_histograms_are_used_again_and_continued(tmp_path: Path, monkeypatch: py
     assert runs == 1  # two of three were done
     assert found["y"].largest == 200.0
     whole = [Histogram(), Histogram()]
-    for image in IMAGES:
-        whole[0].add(image.astype(np.float32))
-        whole[1].add(image.astype(np.float32) * -2)
+    for inputs in INPUTS:
+        whole[0].add(inputs["image"].astype(np.float32))
+        whole[1].add(inputs["image"].astype(np.float32) * -2)
     for one, name in zip(whole, ("x", "y"), strict=True):
         np.testing.assert_array_equal(found[name].counts, one.counts)
         assert found[name].limit == one.limit

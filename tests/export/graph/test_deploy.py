@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from model_inputs import whole
 from small_models import small_model
 from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.block import MODES
-from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.graph.deploy import DeployGraph, limits
 from wnlb.export.model import BACKBONES, PLACEMENTS
 from wnlb.export.onnx_file.export_onnx import configure
-from wnlb.export.onnx_file.verify import Arrays, eager_detections, match
+from wnlb.export.onnx_file.reference import Arrays, eager_detections, match
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import GraphError
 
@@ -31,18 +32,21 @@ def images(height: int, width: int, batch: int = 1) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
 
 
-def static_detections(model: MaskRCNN, options: ExportOptions, pictures: np.ndarray) -> Arrays:
+def static_detections(
+    model: MaskRCNN, options: ExportOptions, pictures: np.ndarray, content: np.ndarray | None = None
+) -> Arrays:
+    inputs = whole(pictures) if content is None else {"image": pictures, "content": content}
     configure(model, options)
     with torch.no_grad():
-        outputs = DeployGraph(model, options)(torch.from_numpy(pictures))
+        outputs = DeployGraph(model, options)(*map(torch.from_numpy, inputs.values()))
     return {name: value.numpy() for name, value in zip(NAMES, outputs, strict=False)}
 
 
-def assert_same(model: MaskRCNN, options: ExportOptions, least: int = 1) -> Arrays:
+def assert_same(model: MaskRCNN, options: ExportOptions, least: int = 1, content: np.ndarray | None = None) -> Arrays:
     """The static graph finds what torchvision's eager model finds, for every image of a batch."""
     pictures = images(options.height, options.width, options.batch)
-    ours = static_detections(model, options, pictures)
-    eager, _ = eager_detections(model, pictures)
+    ours = static_detections(model, options, pictures, content)
+    eager, _ = eager_detections(model, pictures, content)
     for i, found in enumerate(eager):
         own = {name: value[i] for name, value in ours.items()}
         pairs, missing, extra = match(found, own, model.roi_heads.score_thresh)
@@ -81,6 +85,37 @@ def test_batch_of_two_equals_two_single_images() -> None:
     model = small_model()
     ours = assert_same(model, ExportOptions(64, 96, batch=2))
     assert not np.array_equal(ours["boxes"][0], ours["boxes"][1])
+
+
+CONTENT = np.array([[64, 70], [41, 96], [37, 59], [64, 96], [21, 96]], np.int32)
+
+
+def test_pictures_that_do_not_fill_their_frames() -> None:
+    """Noise beside them is not seen, and boxes end where they end; in the middle of cells and strides, too."""
+    ours = assert_same(small_model(), ExportOptions(64, 96, batch=5), 1, CONTENT)
+    for boxes, count, (height, width) in zip(ours["boxes"], ours["count"], CONTENT, strict=True):
+        assert (boxes[:count, 2:].max(0) == [width, height]).all()
+
+
+def test_what_lies_beside_the_picture_does_not_matter() -> None:
+    model, options = small_model(), ExportOptions(64, 96, batch=5)
+    pictures = images(64, 96, 5)
+    expected = static_detections(model, options, pictures, CONTENT)
+    for picture, (height, width) in zip(pictures, CONTENT, strict=True):
+        picture[height:], picture[:, width:] = 255, 0
+    for name, value in static_detections(model, options, pictures, CONTENT).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_no_picture_has_no_detections() -> None:
+    content = np.array([[0, 0], [64, 96]], np.int32)
+    model, options = small_model(), ExportOptions(64, 96, batch=2)
+    pictures = images(64, 96, 2)
+    ours = static_detections(model, options, pictures, content)
+    assert ours["count"][0] == 0
+    assert not any(ours[name][0].any() for name in NAMES)
+    alone = static_detections(model, ExportOptions(64, 96), pictures[1:])
+    np.testing.assert_allclose(ours["boxes"][1], alone["boxes"][0], atol=1e-7)
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -162,14 +197,15 @@ def test_long_nms_chains_are_measured_and_need_their_rounds() -> None:
     graph = DeployGraph(model, options)
     _, features = eager_detections(model, images(64, 96))
     with torch.no_grad():
-        boxes, _, valid = graph.rpn.ranked(features)
+        limit = limits(torch.tensor([[64.0, 96.0]]))
+        boxes, _, valid = graph.rpn.ranked(features, limit)
         needed = graph.rpn.nms.chain_length(boxes.flatten(0, 1), valid.flatten(0, 1))
-        right = graph.rpn(features)[0]
+        right = graph.rpn(features, limit)[0]
         assert 1 < needed <= options.nms_rounds
         graph.rpn.nms.rounds = needed
-        torch.testing.assert_close(graph.rpn(features)[0], right, atol=0, rtol=0)
+        torch.testing.assert_close(graph.rpn(features, limit)[0], right, atol=0, rtol=0)
         graph.rpn.nms.rounds = 1
-        assert not torch.equal(graph.rpn(features)[0], right)
+        assert not torch.equal(graph.rpn(features, limit)[0], right)
 
 
 def test_masks_none_leaves_the_mask_head_out() -> None:
@@ -177,7 +213,7 @@ def test_masks_none_leaves_the_mask_head_out() -> None:
     options = ExportOptions(64, 96, masks="none")
     with torch.no_grad():
         graph = DeployGraph(model, options)
-        outputs = graph(torch.from_numpy(images(64, 96)))
+        outputs = graph(*map(torch.from_numpy, whole(images(64, 96)).values()))
     assert [tuple(o.shape) for o in outputs] == [(1, 100, 4), (1, 100), (1, 100), (1,)]
     assert not hasattr(graph.detect, "mask")
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from model_inputs import whole
 from onnx import TensorProto, helper
 from small_models import small_model
 from tensorrt_rtx_build import build_in_tensorrt_rtx
@@ -18,7 +19,8 @@ from wnlb.export.onnx_file.export_onnx import ExportReport, export_onnx
 from wnlb.export.onnx_file.fuse import PLUGIN_OP
 from wnlb.export.onnx_file.lint import lint
 from wnlb.export.onnx_file.passes import name_by_module, set_metadata
-from wnlb.export.onnx_file.verify import dark_scene, match
+from wnlb.export.onnx_file.reference import match
+from wnlb.export.onnx_file.verify import dark_scene
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import GraphError, VerificationError, WnlbError
@@ -49,9 +51,10 @@ def export(path: Path, fields: dict[str, Any], options: dict[str, Any]) -> Expor
 def test_variants_export_verify_and_build(tmp_path: Path, variant: str) -> None:
     path = tmp_path / "model.onnx"
     report = export(path, *VARIANTS[variant])
-    assert [case.name for case in report.cases] == ["noise", "dark scene", "nothing to detect"]
-    assert report.cases[0].detections > 0
-    assert report.cases[2].detections == 0
+    assert [case.name for case in report.cases] == ["noise", "dark scene", "padded", "nothing to detect"]
+    assert report.cases[0].found.detections > 0
+    assert report.cases[2].found.detections > 0
+    assert report.cases[3].found.detections == 0
     file = onnx.load(path)
     contract = Contract.from_json({e.key: e.value for e in file.metadata_props}[METADATA_KEY])
     assert contract == report.contract
@@ -149,9 +152,10 @@ def graph(*nodes: onnx.NodeProto, shape: list[int | str] | None = None) -> tuple
         outputs.append(helper.make_tensor_value_info(name, kind, size))
         initializers.append(helper.make_tensor(f"{name}0", kind, size, np.zeros(int(np.prod(size)))))
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, shape or contract.input_shape)
+    content = helper.make_tensor_value_info("content", TensorProto.INT32, [1, 2])
     reshapes = [helper.make_node("Mul", [f"{n}0", f"{n}0"], [n]) for n in contract.output_shapes]
     initializers.append(helper.make_tensor("k", TensorProto.INT64, [1], [4000]))
-    made = helper.make_graph([*reshapes, *nodes], "g", [image], outputs, initializers)
+    made = helper.make_graph([*reshapes, *nodes], "g", [image, content], outputs, initializers)
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)]), contract
 
 
@@ -216,8 +220,8 @@ def test_bad_options_are_refused_by_name(options: dict[str, Any]) -> None:
 def test_exported_file_gives_the_same_after_a_change_of_threads(small_model_path: Path) -> None:
     from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-    image = {"image": dark_scene((1, 64, 96, 3))}
-    one, two = (OnnxRuntimeBackend(small_model_path, device="cpu", threads=n).run(image) for n in (1, 2))
+    inputs = whole(dark_scene((1, 64, 96, 3)))
+    one, two = (OnnxRuntimeBackend(small_model_path, device="cpu", threads=n).run(inputs) for n in (1, 2))
     assert one["count"] > 0
     assert torch.equal(torch.from_numpy(one["labels"]), torch.from_numpy(two["labels"]))
     np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)

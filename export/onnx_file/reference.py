@@ -1,0 +1,138 @@
+"""What torchvision's own stages find, the truth of every comparison, and how far other detections are from it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.image_list import ImageList
+
+BOX_TOLERANCE = 0.05  # input pixels
+SCORE_TOLERANCE = 1e-4
+MASK_TOLERANCE = 1e-3  # of a probability
+Arrays = dict[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far detections are from those of a reference, over a batch; errors are the largest of all matched ones."""
+
+    detections: int  # of the reference
+    missing: int  # detections of the reference that the other does not have
+    extra: int  # detections of the other that the reference does not have
+    box_error: float  # input pixels
+    score_error: float
+    mask_error: float  # of a probability
+
+    @property
+    def unmatched(self) -> int:
+        return self.missing + self.extra
+
+    @property
+    def errors(self) -> dict[str, float]:
+        return {"boxes": self.box_error, "scores": self.score_error, "masks": self.mask_error}
+
+
+def eager_detections(
+    model: MaskRCNN, images: NDArray[np.uint8], content: NDArray[np.int32] | None = None
+) -> tuple[list[Arrays], list[Tensor]]:
+    """Run torchvision's own stages on images that are already of the input's size, in the precision of the model.
+
+    As its transform batches images of different sizes: normalised, then padded with zeros at the right and bottom.
+
+    Args:
+        images: uint8 RGB ``[N, H, W, 3]``.
+        content: ``[N, 2]`` height and width of the picture inside each; None: they are pictures throughout.
+
+    Returns:
+        For each image boxes ``[D, 4]`` in input pixels, scores ``[D]``, labels ``[D]`` and masks ``[D, 28, 28]``;
+        and the pyramid P2..P6, ``[N, C, h, w]`` each.
+    """
+    batch, height, width = images.shape[:3]
+    sizes = [(height, width)] * batch if content is None else [(int(h), int(w)) for h, w in content]
+    with torch.no_grad():
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(next(model.parameters()).dtype) / 255
+        padded = torch.zeros_like(x)
+        for image, out, (h, w) in zip(x, padded, sizes, strict=True):
+            out[:, :h, :w] = model.transform.normalize(image)[:, :h, :w]
+        features = OrderedDict(model.backbone(padded))
+        _fix_scales(model, features, (height, width))
+        proposals, _ = model.rpn(ImageList(padded, sizes), features)
+        detections, _ = model.roi_heads(features, proposals, sizes)
+    found = [{name: value.numpy() for name, value in d.items()} for d in detections]
+    for d in found:
+        d["masks"] = d["masks"][:, 0]
+    return found, list(features.values())
+
+
+def _fix_scales(model: MaskRCNN, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> None:
+    """Have RoI pooling take its scales from the padded images.
+
+    torchvision guesses them from the first pictures that a model sees, and keeps them: from one that fills less than
+    70 % of the padded height it guesses wrong (64 rows of P2 for a picture of 150 in 256 become a scale of 1/2).
+    """
+    for pool in (model.roi_heads.box_roi_pool, model.roi_heads.mask_roi_pool):
+        pool.scales = pool.map_levels = None
+        pool(features, [next(iter(features.values())).new_zeros(0, 4)], [size])
+
+
+def as_outputs(found: Sequence[Arrays], rows: int) -> Arrays:
+    """Detections of ``eager_detections`` as a file gives them: ``rows`` rows an image, 0 from ``count`` on."""
+    counts = [len(own["scores"]) for own in found]
+    outputs = {"count": np.array(counts, np.int32)}
+    for name in found[0]:
+        padding = [(0, rows)] + [(0, 0)] * (found[0][name].ndim - 1)
+        outputs[name] = np.stack([np.pad(own[name], padding)[:rows] for own in found])
+    return outputs
+
+
+def difference(
+    reference: Sequence[Arrays], outputs: Arrays, score_threshold: float, score_slack: float = SCORE_TOLERANCE
+) -> Difference:
+    """How far the outputs of a file, or ``as_outputs``, are from what ``eager_detections`` found; see ``match``."""
+    missing = extra = 0
+    errors = {"boxes": 0.0, "scores": 0.0, "masks": 0.0}
+    for i, found in enumerate(reference):
+        own = {key: value[i] for key, value in outputs.items()}
+        pairs, own_missing, own_extra = match(found, own, score_threshold, score_slack)
+        missing, extra = missing + own_missing, extra + own_extra
+        for key in errors.keys() & own.keys():
+            for a, b in pairs:
+                errors[key] = float(np.maximum(errors[key], np.abs(found[key][a] - own[key][b]).max()))  # NaN stays
+    total = sum(len(found["scores"]) for found in reference)
+    return Difference(total, missing, extra, errors["boxes"], errors["scores"], errors["masks"])
+
+
+def match(
+    eager: Arrays, outputs: Arrays, score_threshold: float, score_slack: float = SCORE_TOLERANCE
+) -> tuple[list[tuple[int, int]], int, int]:
+    """Pair the detections of one image one to one: equal label, score and box within ten tolerances, nearest box first.
+
+    A detection within the slack of a cut (the threshold, or the last row where the output is full) may fall on either
+    side of it.
+
+    Returns:
+        Pairs of rows (eager, file), eager rows that are missing in the file, and rows of the file that are extra.
+    """
+    count = int(outputs["count"])
+    full = count == len(outputs["scores"])
+    cut = max(score_threshold, float(outputs["scores"][-1]) if full else 0.0) + score_slack
+    distance = np.abs(eager["boxes"][:, None] - outputs["boxes"][None, :count]).max(2)  # [eager, file]
+    apart = np.abs(eager["scores"][:, None] - outputs["scores"][None, :count]) > 10 * score_slack
+    distance[apart | (eager["labels"][:, None] != outputs["labels"][None, :count])] = np.inf
+    pairs = []
+    for _ in range(min(distance.shape)):
+        i, j = divmod(int(distance.argmin()), count)
+        if distance[i, j] > 10 * BOX_TOLERANCE:
+            break
+        pairs.append((i, j))
+        distance[i, :] = distance[:, j] = np.inf
+    missing = set(range(len(eager["scores"]))) - {i for i, _ in pairs}
+    extra = set(range(count)) - {j for _, j in pairs}
+    return pairs, sum(eager["scores"][i] > cut for i in missing), sum(outputs["scores"][j] > cut for j in extra)
