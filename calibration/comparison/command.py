@@ -17,7 +17,7 @@ from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.table import table
 
 if TYPE_CHECKING:
-    from wnlb.calibration.accuracy.evaluate import Evaluation
+    from wnlb.calibration.accuracy.score import Evaluation
     from wnlb.calibration.comparison.compare import DetectionError, TapReport
     from wnlb.calibration.comparison.page import Shown
     from wnlb.runtime.predictor import Predictor
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from wnlb.calibration.accuracy.evaluate import agreement
+    from wnlb.calibration.accuracy.score import agreement
     from wnlb.calibration.comparison.compare import detection_error
     from wnlb.calibration.comparison.page import page
 
@@ -113,10 +113,12 @@ def _open(models: list[Path]) -> list[Predictor]:
 def _judge(arguments: argparse.Namespace, reference: Predictor, hidden: bool | None) -> Any:
     from wnlb.calibration.accuracy.judge import Judge, evenly
     from wnlb.calibration.precision.selection import open_pictures
-    from wnlb.calibration.scenes.dataset import read_coco
 
     if arguments.annotations:
-        return Judge.on_labels(read_coco(arguments.annotations), Path(arguments.images)).part(arguments.count)
+        judge = Judge.on_labels(arguments.annotations, Path(arguments.images), arguments.count)
+        for note in judge.notes:
+            print(f"wnlb compare: {note}", file=sys.stderr)
+        return judge
     frames = {frame.name: frame.pixels for frame in open_pictures(arguments.images) if frame.pixels is not None}
     if not frames:
         raise WnlbError(f"no picture of {arguments.images} can be read")
@@ -129,7 +131,7 @@ def _judge(arguments: argparse.Namespace, reference: Predictor, hidden: bool | N
 def _evaluate(judge: Any, predictor: Predictor, name: str, on_done: Any) -> Evaluation:
     from wnlb.calibration.accuracy.evaluate import evaluate_pictures
 
-    return evaluate_pictures(predictor, judge.document, judge.picture_of, name, on_done)
+    return evaluate_pictures(predictor, judge.labels, judge.picture_of, name, on_done)
 
 
 def _refuse_overlap(arguments: argparse.Namespace, judge: Any) -> None:
@@ -140,12 +142,12 @@ def _refuse_overlap(arguments: argparse.Namespace, judge: Any) -> None:
     used = [(path, read_hashes(path)) for path in manifests if path.is_file() and _is_int8(path)]
     if not used or not arguments.annotations:
         return
-    for image in judge.document["images"]:
+    for image in judge.labels.images:
         digest = pixel_hash(judge.picture_of(image))
         for path, hashes in used:
             if digest in hashes:
                 raise WnlbError(
-                    f"picture {image['file_name']} is among those that {path.parent.stem} was calibrated on: its "
+                    f"picture {image.file_name} is among those that {path.parent.stem} was calibrated on: its "
                     "accuracy would flatter; keep the two apart"
                 )
 
@@ -166,7 +168,7 @@ def _taps(arguments: argparse.Namespace, judge: Any, predictor: Predictor, hidde
     sizes = {contract.input_shape for _, contract in models}
     if len(files) < 2 or len(sizes) > 1 or len(origin) > 1 or arguments.tap_pictures < 1:
         return {}
-    images = judge.document["images"]
+    images = judge.labels.images
     images = [images[i] for i in evenly(len(images), arguments.tap_pictures)]
     batches = (
         np.repeat(predictor.geometry.prepare(judge.picture_of(image))[0][None], predictor.contract.batch, 0)
@@ -180,13 +182,13 @@ def _taps(arguments: argparse.Namespace, judge: Any, predictor: Predictor, hidde
 def _shown(
     arguments: argparse.Namespace, judge: Any, predictors: list[Predictor], evaluations: list[Evaluation]
 ) -> list[Shown]:
-    from wnlb.calibration.accuracy.evaluate import AGREEMENT_SCORE
+    from wnlb.calibration.accuracy.score import AGREEMENT_SCORE
     from wnlb.calibration.comparison.compare import most_different
     from wnlb.calibration.comparison.page import Shown
     from wnlb.runtime.overlay import draw
 
     worst = most_different(evaluations[0].results, evaluations[-1].results, arguments.show)
-    images = {image["id"]: image for image in judge.document["images"]}
+    images = {image.id: image for image in judge.labels.images}
     shown = []
     for number in worst:
         picture = judge.picture_of(images[number])
@@ -195,7 +197,7 @@ def _shown(
             found = predictor(picture).above(AGREEMENT_SCORE)
             overlays.append(draw(picture, found, predictor.contract.class_names))
             counts.append(len(found))
-        shown.append(Shown(images[number]["file_name"], tuple(overlays), tuple(counts)))
+        shown.append(Shown(images[number].file_name, tuple(overlays), tuple(counts)))
     return shown
 
 
@@ -207,7 +209,7 @@ def _facts(
     taps: dict[str, TapReport],
     shown: list[Shown],
 ) -> dict[str, Any]:
-    from wnlb.calibration.accuracy.command import json_of
+    from wnlb.calibration.accuracy.report import json_of
 
     return {
         **json_of(evaluations, None),
@@ -236,7 +238,7 @@ def _text(
     truth: str,
     output: Path,
 ) -> str:
-    from wnlb.calibration.accuracy.command import markdown
+    from wnlb.calibration.accuracy.report import markdown
 
     lines = [markdown(evaluations, None, "" if truth == "labels" else evaluations[0].model)]
     for evaluation, (pairs, first, second), error in zip(evaluations[1:], agreements, errors, strict=True):
