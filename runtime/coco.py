@@ -34,7 +34,7 @@ class CocoDocument:
         return json.dumps({"images": self._images, "categories": self._categories, "annotations": self._annotations})
 
 
-def coco_results(detections: Detections, image_id: int) -> list[dict[str, Any]]:
+def coco_results(detections: Detections, image_id: int | str) -> list[dict[str, Any]]:
     """Entries of a COCO results list: ``bbox`` is x y width height in frame pixels, ``category_id`` the label."""
     entries = []
     for i in range(len(detections)):

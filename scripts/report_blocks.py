@@ -23,7 +23,8 @@ from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
 
 from wnlb.calibration.accuracy.evaluate import evaluate
-from wnlb.calibration.scenes.dataset import read_coco, write_json
+from wnlb.calibration.labels.reader import read_labels
+from wnlb.calibration.scenes.dataset import write_json
 from wnlb.export.block import WeightedNonLocalBlock
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
 from wnlb.export.graph.deploy import blocks_by_level
@@ -51,9 +52,9 @@ def score(model: MaskRCNN, name: str, arguments: argparse.Namespace) -> Row:
     """AP of a model as 'wnlb evaluate' measures it, with what identifies it."""
     path = arguments.output / "model.onnx"
     export_onnx(model, path, ExportOptions(*parse_size(arguments.size)), class_names=arguments.class_names)
-    document = read_coco(arguments.annotations)
-    with Predictor(path) as predictor, tqdm(total=len(document["images"]), desc=name, disable=None, leave=False) as bar:
-        evaluation = evaluate(predictor, document, arguments.images, name, bar.update)
+    labels = read_labels(arguments.annotations)
+    with Predictor(path) as predictor, tqdm(total=len(labels.images), desc=name, disable=None, leave=False) as bar:
+        evaluation = evaluate(predictor, labels, arguments.images, name, bar.update)
     path.unlink()
     return {key: value for key, value in dataclasses.asdict(evaluation).items() if key != "results"}
 
@@ -133,7 +134,7 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     parse_size(arguments.size)
-    read_coco(arguments.annotations)
+    read_labels(arguments.annotations)
     make_folder(arguments.output)
     stored = arguments.output / "report.json"
     rows: dict[str, Row] = json.loads(stored.read_text()) if stored.exists() else {}

@@ -20,8 +20,9 @@ PACKAGES = ("calibration", "export", "plugins", "runtime")
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
-    "calibration.scenes": set(),
-    "calibration.accuracy": {"calibration.scenes"},
+    "calibration.labels": set(),
+    "calibration.scenes": {"calibration.labels"},
+    "calibration.accuracy": {"calibration.labels", "calibration.scenes"},
     "calibration.precision": {"calibration.scenes", "calibration.accuracy"},
     "calibration.comparison": {"calibration.scenes", "calibration.accuracy", "calibration.precision"},
     "export.checkpoints": {"export"},

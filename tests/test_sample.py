@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from wnlb.calibration.accuracy.evaluate import Evaluation, evaluate
+from wnlb.calibration.labels.reader import read_labels
 from wnlb.calibration.scenes.camera import DARKNESS_LEVELS
-from wnlb.calibration.scenes.dataset import read_coco, write_scenes
+from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
 from wnlb.export.command import SAMPLE
@@ -35,7 +36,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     model, config = load_checkpoint(SAMPLE)
     export_onnx(model, folder / "sample.onnx", ExportOptions(320, 320), class_names=config.class_names)
     with Predictor(folder / "sample.onnx") as predictor:
-        return evaluate(predictor, read_coco(folder / "annotations.json"), folder / "images", "sample")
+        return evaluate(predictor, read_labels(folder / "annotations.json"), folder / "images", "sample")
 
 
 def test_accuracy_on_fixed_scenes(evaluation: Evaluation) -> None:

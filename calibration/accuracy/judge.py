@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.calibration.accuracy.evaluate import (
-    AGREEMENT_SCORE,
-    Document,
-    Evaluation,
-    check_annotations,
-    check_files,
-    evaluate_pictures,
-)
+from wnlb.calibration.accuracy.classes import one_category_a_name
+from wnlb.calibration.accuracy.evaluate import evaluate_pictures
+from wnlb.calibration.accuracy.score import AGREEMENT_SCORE, Evaluation
+from wnlb.calibration.labels.labels import Annotation, Category, Image, Labels, Segmentation
+from wnlb.calibration.labels.pictures import LabelledPictures
+from wnlb.calibration.labels.reader import read_labels
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
-from wnlb.runtime.pictures import read_picture
 from wnlb.runtime.predictor import Predictor
 
 Progress = Callable[[], object]
@@ -49,62 +46,67 @@ class Judge:
     is the truth: then the reference has about 100, and another file loses what it sees differently.
 
     Args:
-        document: COCO annotations whose images ``picture_of`` reads.
+        labels: the truth, without two categories of one name.
+        picture_of: the picture of an image of ``labels``, uint8 BGR of its size.
         truth: ``"labels"`` or ``"reference"``, for reports.
+        notes: what was odd about labels and pictures, a line each.
+        sure: without labels, what the reference finds, as COCO results.
     """
 
     def __init__(
-        self, document: Document, picture_of: Callable[[dict[str, Any]], NDArray[np.uint8]], truth: str
+        self,
+        labels: Labels,
+        picture_of: Callable[[Image], NDArray[np.uint8]],
+        truth: str,
+        notes: Sequence[str] = (),
+        sure: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self.document, self.picture_of, self.truth = document, picture_of, truth
+        self.labels, self.picture_of, self.truth = labels, picture_of, truth
+        self.notes, self.sure = tuple(notes), tuple(sure)
 
     @classmethod
-    def on_labels(cls, document: Document, images: Path) -> Judge:
-        """Raises WnlbError for broken annotations or missing pictures."""
-        check_annotations(document)
-        check_files(document, images)
-        return cls(document, lambda image: read_picture(images / image["file_name"]), "labels")
+    def on_labels(cls, annotations: Path, images: Path, count: int | None = None) -> Judge:
+        """Of a COCO label file; ``count`` pictures of it, evenly taken, or all.
+
+        Raises WnlbError for broken annotations or missing pictures.
+        """
+        labels = one_category_a_name(read_labels(annotations))
+        labels = labels.part([labels.images[i] for i in evenly(len(labels.images), count)])
+        pictures = LabelledPictures(labels, images)
+        pictures.check_all_there()
+        notes = [*labels.notes, *pictures.notes]
+        if all(annotation.crowd for annotation in labels.annotations):
+            notes.append(f"the {len(labels.images)} pictures have no labelled object: there is no AP")
+        return cls(labels, pictures, "labels", [f"annotations {annotations}: {note}" for note in notes])
 
     @classmethod
     def on_agreement(
         cls, reference: Predictor, pictures: dict[str, NDArray[np.uint8]], on_done: Progress = lambda: None
     ) -> Judge:
         """Of what ``reference`` finds on pictures (name to uint8 BGR). Raises WnlbError where that is nothing."""
-        images = [
-            {"id": i, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]}
-            for i, (name, picture) in enumerate(pictures.items(), 1)
-        ]
-        document: Document = {
-            "images": images,
-            "annotations": [],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(reference.contract.class_names, 1)],
-        }
-        found = evaluate_pictures(reference, document, lambda image: pictures[image["file_name"]], "truth", on_done)
+        images = tuple(Image(i, name, *picture.shape[:2]) for i, (name, picture) in enumerate(pictures.items(), 1))
+        names = enumerate(reference.contract.class_names, 1)
+        labels = one_category_a_name(Labels(images, tuple(Category(i, name) for i, name in names), ()))
+
+        def picture_of(image: Image) -> NDArray[np.uint8]:
+            return pictures[image.file_name]
+
+        found = evaluate_pictures(reference, labels, picture_of, "truth", on_done)
         sure = [entry for entry in found.results if entry["score"] >= AGREEMENT_SCORE]
         if not sure:
             raise WnlbError(
                 f"the reference finds nothing on {len(pictures)} pictures (score {AGREEMENT_SCORE} or more): give "
                 "pictures of what the model knows, or labels with --annotations"
             )
-        document["annotations"] = [
-            {"id": i, "area": entry["bbox"][2] * entry["bbox"][3], **entry} for i, entry in enumerate(sure, 1)
-        ]
-        return cls(document, lambda image: pictures[image["file_name"]], "reference")
-
-    def part(self, count: int | None) -> Judge:
-        """On ``count`` of the pictures, evenly taken; all where it is None."""
-        images = [self.document["images"][i] for i in evenly(len(self), count)]
-        ids = {image["id"] for image in images}
-        annotations = [entry for entry in self.document["annotations"] if entry["image_id"] in ids]
-        document = {**self.document, "images": images, "annotations": annotations}
-        return Judge(document, self.picture_of, self.truth)
+        annotations = tuple(_annotation(i, entry) for i, entry in enumerate(sure, 1))
+        return cls(replace(labels, annotations=annotations), picture_of, "reference", sure=sure)
 
     def __len__(self) -> int:
-        return len(self.document["images"])
+        return len(self.labels.images)
 
     def evaluate(self, path: Path, on_done: Progress = lambda: None) -> Evaluation:
         with Predictor(path) as predictor:
-            return evaluate_pictures(predictor, self.document, self.picture_of, path.name, on_done)
+            return evaluate_pictures(predictor, self.labels, self.picture_of, path.name, on_done)
 
     def measure(self, path: Path, on_done: Progress = lambda: None) -> Figure:
         """Raises WnlbError where there is no object to find."""
@@ -114,6 +116,13 @@ class Judge:
                 f"the {overall.images} pictures have no labelled object; give more pictures or raise --trial-pictures"
             )
         return Figure(overall.box_ap, overall.mask_ap)
+
+
+def _annotation(number: int, entry: dict[str, Any]) -> Annotation:
+    """A detection as truth."""
+    mask = Segmentation(entry["segmentation"], entry["segmentation"]) if "segmentation" in entry else None
+    x, y, w, h = entry["bbox"]
+    return Annotation(number, entry["image_id"], entry["category_id"], (x, y, w, h), w * h, False, mask)
 
 
 def evenly(total: int, count: int | None) -> list[int]:

@@ -16,7 +16,7 @@ from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.table import table
 
 if TYPE_CHECKING:
-    from wnlb.calibration.accuracy.evaluate import Evaluation
+    from wnlb.calibration.accuracy.score import Evaluation
     from wnlb.calibration.comparison.compare import DetectionError, TapReport
     from wnlb.calibration.comparison.page import Shown
     from wnlb.runtime.predictor import Predictor
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from wnlb.calibration.accuracy.evaluate import agreement
+    from wnlb.calibration.accuracy.score import agreement
     from wnlb.calibration.comparison.compare import detection_error
     from wnlb.calibration.comparison.page import page
 
@@ -112,10 +112,12 @@ def _open(models: list[Path]) -> list[Predictor]:
 def _judge(arguments: argparse.Namespace, reference: Predictor, hidden: bool | None) -> Any:
     from wnlb.calibration.accuracy.judge import Judge, evenly
     from wnlb.calibration.precision.selection import open_pictures
-    from wnlb.calibration.scenes.dataset import read_coco
 
     if arguments.annotations:
-        return Judge.on_labels(read_coco(arguments.annotations), Path(arguments.images)).part(arguments.count)
+        judge = Judge.on_labels(arguments.annotations, Path(arguments.images), arguments.count)
+        for note in judge.notes:
+            print(f"wnlb compare: {note}", file=sys.stderr)
+        return judge
     frames = {frame.name: frame.pixels for frame in open_pictures(arguments.images) if frame.pixels is not None}
     if not frames:
         raise WnlbError(f"no picture of {arguments.images} can be read")
@@ -128,7 +130,7 @@ def _judge(arguments: argparse.Namespace, reference: Predictor, hidden: bool | N
 def _evaluate(judge: Any, predictor: Predictor, name: str, on_done: Any) -> Evaluation:
     from wnlb.calibration.accuracy.evaluate import evaluate_pictures
 
-    return evaluate_pictures(predictor, judge.document, judge.picture_of, name, on_done)
+    return evaluate_pictures(predictor, judge.labels, judge.picture_of, name, on_done)
 
 
 def _refuse_overlap(arguments: argparse.Namespace, judge: Any) -> None:
@@ -139,12 +141,12 @@ def _refuse_overlap(arguments: argparse.Namespace, judge: Any) -> None:
     used = [(path, read_hashes(path)) for path in manifests if path.is_file() and _is_int8(path)]
     if not used or not arguments.annotations:
         return
-    for image in judge.document["images"]:
+    for image in judge.labels.images:
         digest = pixel_hash(judge.picture_of(image))
         for path, hashes in used:
             if digest in hashes:
                 raise WnlbError(
-                    f"picture {image['file_name']} is among those that {path.parent.stem} was calibrated on: its "
+                    f"picture {image.file_name} is among those that {path.parent.stem} was calibrated on: its "
                     "accuracy would flatter; keep the two apart"
                 )
 
@@ -166,7 +168,7 @@ def _taps(arguments: argparse.Namespace, judge: Any, hidden: bool | None) -> dic
     sizes = {tuple(contract.input_shapes.items()) for _, contract in models}
     if len(files) < 2 or len(sizes) > 1 or len(origin) > 1 or arguments.tap_pictures < 1:
         return {}
-    images = judge.document["images"]
+    images = judge.labels.images
     images = [images[i] for i in evenly(len(images), arguments.tap_pictures)]
     batches = (prepared_inputs(models[0][1], [judge.picture_of(image)] * models[0][1].batch) for image in images)
     with _bar(len(images), "taps", hidden) as bar:
@@ -177,13 +179,13 @@ def _taps(arguments: argparse.Namespace, judge: Any, hidden: bool | None) -> dic
 def _shown(
     arguments: argparse.Namespace, judge: Any, predictors: list[Predictor], evaluations: list[Evaluation]
 ) -> list[Shown]:
-    from wnlb.calibration.accuracy.evaluate import AGREEMENT_SCORE
+    from wnlb.calibration.accuracy.score import AGREEMENT_SCORE
     from wnlb.calibration.comparison.compare import most_different
     from wnlb.calibration.comparison.page import Shown
     from wnlb.runtime.overlay import draw
 
     worst = most_different(evaluations[0].results, evaluations[-1].results, arguments.show)
-    images = {image["id"]: image for image in judge.document["images"]}
+    images = {image.id: image for image in judge.labels.images}
     shown = []
     for number in worst:
         picture = judge.picture_of(images[number])
@@ -192,7 +194,7 @@ def _shown(
             found = predictor(picture).above(AGREEMENT_SCORE)
             overlays.append(draw(picture, found, predictor.contract.class_names))
             counts.append(len(found))
-        shown.append(Shown(images[number]["file_name"], tuple(overlays), tuple(counts)))
+        shown.append(Shown(images[number].file_name, tuple(overlays), tuple(counts)))
     return shown
 
 
@@ -204,7 +206,7 @@ def _facts(
     taps: dict[str, TapReport],
     shown: list[Shown],
 ) -> dict[str, Any]:
-    from wnlb.calibration.accuracy.command import json_of
+    from wnlb.calibration.accuracy.report import json_of
 
     return {
         **json_of(evaluations, None),
@@ -233,7 +235,7 @@ def _text(
     truth: str,
     output: Path,
 ) -> str:
-    from wnlb.calibration.accuracy.command import markdown
+    from wnlb.calibration.accuracy.report import markdown
 
     lines = [markdown(evaluations, None, "" if truth == "labels" else evaluations[0].model)]
     for evaluation, (pairs, first, second), error in zip(evaluations[1:], agreements, errors, strict=True):

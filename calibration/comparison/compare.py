@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from wnlb.calibration.accuracy.evaluate import AGREEMENT_SCORE, agreement
+from wnlb.calibration.accuracy.score import AGREEMENT_SCORE, agreement
 from wnlb.calibration.precision.groups import blocks_of, scope_of
 from wnlb.calibration.precision.ranges import Inputs, Tap
 from wnlb.export.onnx_file.fuse import unfuse_attention

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.calibration.accuracy.evaluate import Evaluation
+from wnlb.calibration.accuracy.score import Evaluation
 from wnlb.calibration.comparison.compare import DRIFT, DetectionError, TapReport
 
 _STYLE = """

@@ -17,7 +17,6 @@ from wnlb.calibration.accuracy.judge import Judge, evenly
 from wnlb.calibration.precision.convert import Converter
 from wnlb.calibration.precision.ranges import Inputs
 from wnlb.calibration.precision.selection import Selection
-from wnlb.calibration.scenes.dataset import read_coco
 from wnlb.runtime.inputs import prepared_inputs
 from wnlb.runtime.predictor import Predictor
 
@@ -37,6 +36,7 @@ class Job:
     folder: Path  # of the measurements
     facts: dict[str, Any] = field(default_factory=dict)
     held: bool = True
+    _told: bool = False  # what is odd about the labels
 
     def say(self, text: str) -> None:
         """To people only."""
@@ -61,7 +61,11 @@ class Job:
         """On the labels, or on agreement with FP32; ``count`` pictures of them, evenly taken, or all."""
         arguments = self.arguments
         if arguments.annotations:
-            return Judge.on_labels(read_coco(arguments.annotations), arguments.eval_images).part(count)
+            judge = Judge.on_labels(arguments.annotations, arguments.eval_images, count)
+            for note in () if self._told else judge.notes:
+                print(f"wnlb convert: {note}", file=sys.stderr)
+            self._told = True
+            return judge
         pictures = dict(self.selection.frames(evenly(len(self.selection.chosen), count or arguments.trial_pictures)))
         with Predictor(self.converter.path) as reference, self.bar(len(pictures), "run FP32") as bar:
             return Judge.on_agreement(reference, pictures, bar.update)

@@ -28,14 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from wnlb.calibration.scenes.dataset import read_coco, write_darkened
+    from wnlb.calibration.labels.pictures import LabelledPictures
+    from wnlb.calibration.labels.reader import read_labels
+    from wnlb.calibration.scenes.dataset import write_darkened
 
-    levels = darkness_levels(arguments.darkness)
-    count = len(read_coco(arguments.annotations)["images"])
+    levels, labels = darkness_levels(arguments.darkness), read_labels(arguments.annotations)
+    pictures, count = LabelledPictures(labels, arguments.images), len(labels.images)
+    for note in (*labels.notes, *pictures.notes):
+        print(f"wnlb darken: annotations {arguments.annotations}: {note}", file=sys.stderr)
     with tqdm(total=count, unit="picture", disable=None, file=sys.stderr, leave=False) as bar:
         failures = write_darkened(
-            arguments.annotations,
-            arguments.images,
+            labels,
+            pictures,
             arguments.output,
             levels,
             arguments.seed,

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wnlb.calibration.labels.labels import Image, Labels
+from wnlb.calibration.labels.pictures import LabelledPictures
 from wnlb.calibration.scenes.camera import Camera, expose, linear_from_srgb
 from wnlb.calibration.scenes.scene import make_scene
 from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
-from wnlb.runtime.pictures import read_picture
 
 Progress = Callable[[int], None]
 
@@ -68,8 +70,8 @@ def write_scenes(
 
 
 def write_darkened(
-    annotations: Path,
-    images: Path,
+    labels: Labels,
+    picture_of: LabelledPictures,
     output: Path,
     darkness: Sequence[float],
     seed: int,
@@ -80,63 +82,32 @@ def write_darkened(
 ) -> list[str]:
     """Render a daylight set dark at several levels: ``DARKNESS/images/`` and ``DARKNESS/annotations.json`` for each.
 
-    Pictures are written as PNG, for JPEG would smooth the noise away; annotations are carried over.
+    Pictures are written as PNG, for JPEG would smooth the noise away; labels are carried over.
+
+    Args:
+        picture_of: of ``labels``.
 
     Returns:
-        One line for each picture that could not be read; its entry is left out.
+        One line for each picture that could not be read or is of another size than its labels; its entry is left out.
     """
-    document = read_coco(annotations)
     if not darkness or seed < 0:
         raise WnlbError(f"{len(darkness)} darkness levels and seed {seed}; expected at least one, and a seed from 0 up")
-    _check_targets([image["file_name"] for image in document["images"]], annotations)
+    _check_targets(labels)
     for level in darkness:
         make_folder(output / f"{level:g}" / "images")
     cameras = [Camera(level, bits=bits) for level in darkness]
-    work = partial(_write_darkened_picture, images, output, seed, cameras)
+    work = partial(_write_darkened_picture, picture_of, output, seed, cameras)
     failures, kept = [], []
-    for done, (image, failure) in enumerate(_in_order(work, list(enumerate(document["images"])), workers), 1):
+    for done, (image, failure) in enumerate(_in_order(work, list(enumerate(labels.images)), workers), 1):
         failures += [failure] if failure else []
         kept += [] if failure else [image]
         on_done(done)
     if not kept:
         raise PictureError(f"none of {len(failures)} pictures can be read; the first: {failures[0]}")
-    ids = {image["id"] for image in kept}
     for level in darkness:
-        own = {
-            **document,
-            "images": [{**image, "darkness": level} for image in kept],
-            "annotations": [entry for entry in document["annotations"] if entry["image_id"] in ids],
-        }
-        write_json(output / f"{level:g}" / "annotations.json", own)
+        images = [replace(image, extra={**image.extra, "darkness": level}) for image in kept]
+        write_json(output / f"{level:g}" / "annotations.json", labels.part(images).document())
     return failures
-
-
-def read_coco(path: Path) -> dict[str, Any]:
-    """A COCO annotation file, checked as far as every user of it relies on.
-
-    Raises:
-        WnlbError: it is not JSON, has no images, or an annotation points to an image or a category that is not there.
-    """
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise WnlbError(f"annotations {path} cannot be read as JSON: {error}") from error
-    lists = ("images", "annotations", "categories")
-    if not isinstance(document, dict) or not all(isinstance(document.get(name), list) for name in lists):
-        raise WnlbError(f"annotations {path} are not COCO's: expected lists images, annotations and categories")
-    if not document["images"]:
-        raise WnlbError(f"annotations {path} list no images")
-    try:
-        known = {"image_id": {image["id"] for image in document["images"]}}
-        known["category_id"] = {category["id"] for category in document["categories"]}
-        for entry in document["annotations"]:
-            for name, ids in known.items():
-                if entry[name] not in ids:
-                    where = f"annotations {path}: annotation {entry['id']}"
-                    raise WnlbError(f"{where} has the {name} {entry[name]}, which the file does not list")
-    except (KeyError, TypeError) as error:
-        raise WnlbError(f"annotations {path} lack an entry: {error}") from error
-    return document
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -145,15 +116,21 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content))
 
 
-def _check_targets(names: Sequence[str], annotations: Path) -> None:
+def _check_targets(labels: Labels) -> None:
     """Each picture becomes a PNG of its own, inside the output folder."""
-    targets = [Path(name).with_suffix(".png") for name in names]
-    outside = next((path for path in targets if path.is_absolute() or ".." in path.parts), None)
-    if outside is not None:
-        raise WnlbError(f"annotations {annotations}: file name {outside} leaves its folder; expected a name inside it")
-    if len(set(targets)) < len(targets):
-        twice = next(path for path in targets if targets.count(path) > 1)
-        raise WnlbError(f"annotations {annotations}: two pictures would become {twice}; rename one of them")
+    seen = set()
+    for image in labels.images:
+        path = _plain_path(image)
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            raise WnlbError(f"file name {image.file_name!r} of the labels leaves its folder; expected a name inside it")
+        if path.with_suffix(".png") in seen:
+            raise WnlbError(f"two pictures of the labels would become {path.with_suffix('.png')}; rename one of them")
+        seen.add(path.with_suffix(".png"))
+
+
+def _plain_path(image: Image) -> Path:
+    """The name of a picture as a path, also where Windows wrote it."""
+    return Path(image.file_name.replace("\\", "/"))
 
 
 def _write_scene(
@@ -178,20 +155,20 @@ def _write_scene(
 
 
 def _write_darkened_picture(
-    folder: Path, output: Path, seed: int, cameras: Sequence[Camera], numbered: tuple[int, dict[str, Any]]
-) -> tuple[dict[str, Any], str]:
+    picture_of: LabelledPictures, output: Path, seed: int, cameras: Sequence[Camera], numbered: tuple[int, Image]
+) -> tuple[Image, str]:
     index, image = numbered
     try:
-        picture = read_picture(folder / image["file_name"])
+        picture = picture_of(image)
     except PictureError as error:
         return image, str(error)
     light = linear_from_srgb(np.ascontiguousarray(picture[..., ::-1]))
-    name = Path(image["file_name"]).with_suffix(".png")
+    name = _plain_path(image).with_suffix(".png")
     for level, camera in enumerate(cameras):
         path = output / f"{camera.electrons_at_white:g}" / "images" / name
         make_folder(path.parent)
         write_png(path, expose(light, camera, np.random.default_rng([seed, index, level])))
-    return {**image, "file_name": name.as_posix()}, ""
+    return replace(image, file_name=name.as_posix()), ""
 
 
 def mask_entry(mask: NDArray[np.bool_]) -> dict[str, Any]:
