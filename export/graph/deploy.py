@@ -136,6 +136,7 @@ class DetectionStage(nn.Module):
         self.register_buffer("limit", torch.tensor([options.width, options.height] * 2) * 1.0, persistent=False)
         self.with_masks = options.masks == "box"
         if self.with_masks:
+            _check_mask_classes(heads)
             pool = _atlas_roi_align(heads.mask_roi_pool, self.layout, scales)
             form = FourierMaskBranch if options.target == "cpu" else MaskBranch
             self.mask = form(pool, heads.mask_head, heads.mask_predictor)
@@ -184,6 +185,16 @@ def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
         levels = ", ".join(plan.level for plan in plans) or "none"
         raise WnlbError(f"attention of {', '.join(sorted(unknown))} was asked for; the model has blocks at {levels}")
     return plans
+
+
+def _check_mask_classes(heads: Any) -> None:
+    """torchvision takes the mask of a box's own class: every class needs one."""
+    classes, masks = heads.box_predictor.cls_score.out_features, heads.mask_predictor.mask_fcn_logits.out_channels
+    if masks < classes:
+        raise GraphError(
+            f"the mask predictor has {masks} classes and the box predictor {classes}; expected at least as many masks, "
+            "for torchvision itself fails on the others: export with --masks none, or train the mask predictor for all"
+        )
 
 
 def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> AtlasRoIAlign:

@@ -110,8 +110,9 @@ def eager_detections(model: MaskRCNN, images: NDArray[np.uint8]) -> tuple[list[A
         images: uint8 RGB ``[N, H, W, 3]``.
 
     Returns:
-        For each image boxes ``[D, 4]`` in input pixels, scores ``[D]``, labels ``[D]`` and masks ``[D, 28, 28]``;
-        and the pyramid P2..P6, ``[N, C, h, w]`` each.
+        For each image boxes ``[D, 4]`` in input pixels, scores ``[D]``, labels ``[D]`` and masks ``[D, 28, 28]``
+        (none where the mask predictor lacks classes, for which torchvision fails); and the pyramid P2..P6,
+        ``[N, C, h, w]`` each.
     """
     batch, height, width = images.shape[:3]
     with torch.no_grad():
@@ -119,11 +120,25 @@ def eager_detections(model: MaskRCNN, images: NDArray[np.uint8]) -> tuple[list[A
         batched = ImageList(torch.stack([model.transform.normalize(image) for image in x]), [(height, width)] * batch)
         features = OrderedDict(model.backbone(batched.tensors))
         proposals, _ = model.rpn(batched, features)
-        detections, _ = model.roi_heads(features, proposals, batched.image_sizes)
+        with _masks_where_it_has_them(model):
+            detections, _ = model.roi_heads(features, proposals, batched.image_sizes)
     found = [{name: value.numpy() for name, value in d.items()} for d in detections]
     for d in found:
-        d["masks"] = d["masks"][:, 0]
+        if "masks" in d:
+            d["masks"] = d["masks"][:, 0]
     return found, list(features.values())
+
+
+@contextmanager
+def _masks_where_it_has_them(model: MaskRCNN) -> Iterator[None]:
+    """Without the mask branch for a while, where its predictor has fewer classes than there are labels."""
+    heads, predictor = model.roi_heads, model.roi_heads.mask_predictor
+    if predictor.mask_fcn_logits.out_channels < heads.box_predictor.cls_score.out_features:
+        heads.mask_predictor = None
+    try:
+        yield
+    finally:
+        heads.mask_predictor = predictor
 
 
 def match(eager: Arrays, outputs: Arrays, score_threshold: float) -> tuple[list[tuple[int, int]], int, int]:
