@@ -19,16 +19,17 @@ from wnlb.runtime.files import sha256_of
 from wnlb.runtime.table import human_bytes, table
 
 if TYPE_CHECKING:
+    from wnlb.export.checkpoints.checkpoint import LoadedCheckpoint
     from wnlb.export.graph.attention import AttentionPlan
-    from wnlb.export.model import ModelConfig
     from wnlb.export.onnx_file.export_onnx import ExportReport
 
 # Trained on night scenes by scripts/train_sample.py; see calibration/README.md.
 SAMPLE = Path(__file__).with_name("sample.safetensors")
 
 _DESCRIPTION = """\
-Read a checkpoint (.pth or .safetensors) of a torchvision Mask R-CNN, with or without weighted non-local blocks,
-and write one static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
+Read a checkpoint of a torchvision Mask R-CNN, with or without weighted non-local blocks (.pth, .pt, .pkl,
+.safetensors, or the index of a sharded one; nothing in it is run), and write one static ONNX file for ONNX Runtime,
+TensorRT 10.3 to 11.x and TensorRT-RTX.
 
 The file is compared with the eager model on four inputs before it appears; where anything differs by more than
 rounding, no file is written and the exit code is 1.
@@ -39,6 +40,8 @@ rounding, no file is written and the exit code is 1.
   wnlb export checkpoint.pth -o model.onnx --size 800x1344 --attention auto
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --target cpu                                   # no GPU
   wnlb export checkpoint.pth -o model.onnx --size 320x320 --set mode=dot --set norm_eps=0
+  wnlb export checkpoint.pth -o model.onnx --size 320x320 --weights ema
+  wnlb export checkpoint.pth -o m.onnx --size 96x96 --set 'anchor_sizes=[[24,32],[48,64],[96,128],[192,256],[384,512]]'
 """
 
 
@@ -48,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint",
         type=_checkpoint_path,
-        help="weights, as torch.save or safetensors wrote them; 'sample' is the small trained model of this package",
+        help="weights, as torch.save or safetensors wrote them, or the folder or *.index.json of their shards; "
+        "'sample' is the small trained model of this package",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument(
@@ -130,6 +134,12 @@ def _add_frame_arguments(frames: argparse._ArgumentGroup, defaults: dict[str, An
 
 def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
     reading.add_argument(
+        "--weights",
+        metavar="NAME",
+        help="which weights, where a checkpoint holds several: model, ema, state_dict.ema_model (default: the model, "
+        "not its moving average; what was taken and what else there is, is told)",
+    )
+    reading.add_argument(
         "--key-map",
         type=Path,
         metavar="FILE",
@@ -141,7 +151,9 @@ def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="NAME=VALUE",
         dest="overrides",
-        help="a field of ModelConfig that the weights do not tell: mode=dot, norm_eps=0, aspect_ratios=[0.5,1,2]",
+        help="a field of ModelConfig that the weights do not tell: mode=dot, norm_eps=0, "
+        "anchor_sizes=[32,64,128,256,512] (or a list of them at each level), aspect_ratios=[0.5,1,2], "
+        "image_mean=[0.5,0.5,0.5], image_std=[1,1,1]",
     )
 
 
@@ -155,29 +167,33 @@ def run(arguments: argparse.Namespace) -> int:
     bar = tqdm(total=None, file=sys.stderr, disable=hidden, leave=False, bar_format="{desc} [{elapsed}]")
     with bar:
         bar.set_description_str("load PyTorch")
-        from wnlb.export.checkpoints.checkpoint import load_checkpoint
+        from wnlb.export.checkpoints.checkpoint import read_checkpoint
+        from wnlb.export.checkpoints.container import checkpoint_sha256
         from wnlb.export.onnx_file.export_onnx import STEPS, export_onnx
         from wnlb.export.onnx_file.verify import warning
 
         bar.set_description_str(f"read {arguments.checkpoint.name}")
-        model, config = load_checkpoint(arguments.checkpoint, key_map=arguments.key_map, overrides=overrides)
+        checkpoint = read_checkpoint(
+            arguments.checkpoint, key_map=arguments.key_map, overrides=overrides, weights=arguments.weights
+        )
 
         def on_plan(plans: list[AttentionPlan]) -> None:
             if not arguments.json:
-                bar.write(_plan_text(arguments.checkpoint, config, plans, options), file=sys.stdout)
+                bar.write(_plan_text(arguments.checkpoint, checkpoint, plans, options), file=sys.stdout)
 
         report = export_onnx(
-            model,
+            checkpoint.model,
             arguments.output,
             options,
-            class_names=names or config.class_names or _coco_names(config.num_classes),
-            checkpoint_sha256=sha256_of(arguments.checkpoint),
+            class_names=names or checkpoint.config.class_names or _coco_names(checkpoint.config.num_classes),
+            checkpoint_sha256=checkpoint_sha256(arguments.checkpoint),
+            checkpoint_weights=checkpoint.weights if checkpoint.others else "",
             on_plan=on_plan,
             on_step=lambda step: bar.set_description_str(f"step {STEPS.index(step) + 1} of {len(STEPS)}: {step}"),
         )
     size = arguments.output.stat().st_size
     if arguments.json:
-        print(json.dumps(_json(report, arguments.output, size), indent=2))
+        print(json.dumps(_json(report, checkpoint, arguments.output, size), indent=2))
     else:
         print(_verification_text(report))
         print(f"\nwrote {arguments.output}, {human_bytes(size)}")
@@ -251,10 +267,14 @@ def _coco_names(num_classes: int) -> tuple[str, ...]:
     return names if len(names) == num_classes - 1 else ()
 
 
-def _plan_text(checkpoint: Path, config: ModelConfig, plans: list[AttentionPlan], options: ExportOptions) -> str:
+def _plan_text(path: Path, checkpoint: LoadedCheckpoint, plans: list[AttentionPlan], options: ExportOptions) -> str:
+    config = checkpoint.config
     kind = f"{config.mode} blocks {config.placement}" if plans else "no blocks"
     network = f"{config.backbone}, {config.num_classes - 1} classes, {kind}"
-    header = f"{checkpoint.name}: {network}; input {options.height}x{options.width}"
+    header = f"{path.name}: {network}; input {options.height}x{options.width}"
+    if checkpoint.others:
+        header += f"\nweights: {checkpoint.weights}; also there: {', '.join(checkpoint.others)} (--weights NAME)"
+    header += "".join(f"\nhint: {hint}" for hint in checkpoint.hints)
     if not plans:
         return header + "\n"
     rows = [
@@ -289,11 +309,13 @@ def _verification_text(report: ExportReport) -> str:
     return "same detections as the eager model; largest differences:\n\n" + table(columns, rows)
 
 
-def _json(report: ExportReport, output: Path, size: int) -> dict[str, Any]:
+def _json(report: ExportReport, checkpoint: LoadedCheckpoint, output: Path, size: int) -> dict[str, Any]:
     return {
         "file": str(output),
         "bytes": size,
         "sha256": sha256_of(output),
+        "weights": {"taken": checkpoint.weights, "others": checkpoint.others},
+        "hints": checkpoint.hints,
         "contract": json.loads(report.contract.to_json()),
         "plan": [{**dataclasses.asdict(plan), "positions": plan.positions} for plan in report.plans],
         "verification": [_flat(dataclasses.asdict(case)) for case in report.cases],

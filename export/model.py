@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -24,8 +25,12 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from wnlb.export.block import MODES, WeightedNonLocalBlock
 from wnlb.runtime.errors import WnlbError
 
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101")
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+)
 PLACEMENTS = ("inline", "lateral", "fpn")
+PerLevel = tuple[float, ...] | tuple[tuple[float, ...], ...]
 STAGES = (2, 3, 4, 5)  # a stage's number k: its stride is 2**k
 
 
@@ -45,16 +50,19 @@ class ModelConfig:
     box_features: int = 1024
     mask_channels: tuple[int, ...] = (256, 256, 256, 256)
     mask_hidden: int = 256
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)  # px at P2, P3, P4, P5, P6
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    mask_classes: int | None = None  # of the mask predictor, with background; None: num_classes
+    # px at P2, P3, P4, P5, P6: one size each, or several, as many at each: ((32, 40), (64, 80), ...)
+    anchor_sizes: PerLevel = (32, 64, 128, 256, 512)
+    aspect_ratios: PerLevel = (0.5, 1.0, 2.0)  # height / width, the same at each level or five tuples
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of RGB in 0..1; torchvision's
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
     norm: str = "batch"  # "batch" (trains) or "frozen" (torchvision's for pretrained backbones)
     norm_eps: float = 1e-5  # 0 for torchvision's COCO weights and what was fine-tuned from them
     class_names: tuple[str, ...] = ()  # without background; empty: not known
 
     def __post_init__(self) -> None:
-        for name in ("levels", "inner_channels", "mask_channels", "anchor_sizes", "aspect_ratios", "class_names"):
-            if isinstance(value := getattr(self, name), list):  # as JSON gives it
-                object.__setattr__(self, name, tuple(value))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _as_tuple(getattr(self, field.name)))  # as JSON gives it
         self._check_types()
         _expect("backbone", self.backbone, BACKBONES)
         _expect("placement", self.placement, PLACEMENTS)
@@ -78,8 +86,41 @@ class ModelConfig:
                 f"{len(self.class_names)} class names for {self.num_classes - 1} classes; "
                 "expected one for each class but the background"
             )
-        if len(self.anchor_sizes) != 5:
-            raise WnlbError(f"{len(self.anchor_sizes)} anchor sizes; expected 5 (P2, P3, P4, P5, P6)")
+        self._check_anchors()
+        if not all(0 <= value <= 1 for value in self.image_mean):
+            raise WnlbError(f"image_mean is {self.image_mean}; expected numbers from 0 to 1: those of 0..255, over 255")
+        if not all(0 < value <= 10 for value in self.image_std):
+            raise WnlbError(f"image_std is {self.image_std}; expected numbers that fit 0..1: those of 0..255, over 255")
+
+    @property
+    def anchors(self) -> tuple[tuple[tuple[float, ...], ...], tuple[tuple[float, ...], ...]]:
+        """Sizes (px) and aspect ratios at P2, P3, P4, P5 and P6, as torchvision's ``AnchorGenerator`` takes them."""
+        sizes, ratios = self.anchor_sizes, self.aspect_ratios
+        by_level = tuple(size if isinstance(size, tuple) else (size,) for size in sizes)
+        nested = tuple(level for level in ratios if isinstance(level, tuple))
+        return by_level, nested or (tuple(float(ratio) for ratio in ratios if not isinstance(ratio, tuple)),) * 5
+
+    @property
+    def anchors_per_position(self) -> int:
+        sizes, ratios = self.anchors
+        return len(sizes[0]) * len(ratios[0])
+
+    def _check_anchors(self) -> None:
+        for name, value in (("anchor_sizes", self.anchor_sizes), ("aspect_ratios", self.aspect_ratios)):
+            numbers = [isinstance(item, (int, float)) and not isinstance(item, bool) for item in value]
+            lists = [isinstance(item, tuple) and all(map(_is_positive, item)) and bool(item) for item in value]
+            if not (all(lists) or (all(numbers) and all(map(_is_positive, value)))) or not value:
+                raise WnlbError(f"{name} is {_shown(value)}; expected numbers above 0, or such a list at each level")
+        sizes, ratios = self.anchors
+        if len(sizes) != 5 or len(ratios) != 5:
+            raise WnlbError(
+                f"{len(sizes)} anchor sizes and {len(ratios)} aspect ratios; expected 5 of each (P2, P3, P4, P5, P6)"
+            )
+        counts = [len(own) * len(shapes) for own, shapes in zip(sizes, ratios, strict=True)]
+        if len(set(counts)) > 1:
+            raise WnlbError(
+                f"anchors per position are {_shown(counts)}; expected as many at each level: they share weights"
+            )
 
     def _check_types(self) -> None:
         """Values come from JSON, inside checkpoints or from the command line."""
@@ -95,21 +136,22 @@ class ModelConfig:
                 raise WnlbError(f"{name} is {value!r}; expected {' or '.join(k.__name__ for k in kind)}")
         items: dict[str, tuple[type, ...]] = {
             **dict.fromkeys(("levels", "class_names"), (str,)),
-            **dict.fromkeys(("mask_channels", "anchor_sizes", "inner_channels"), (int,)),
-            "aspect_ratios": (int, float),
+            **dict.fromkeys(("mask_channels", "inner_channels"), (int,)),
+            **dict.fromkeys(("image_mean", "image_std"), (int, float)),
+            **dict.fromkeys(("anchor_sizes", "aspect_ratios"), (int, float, tuple)),
         }
         for name, kind in items.items():
             value = getattr(self, name)
             fits = isinstance(value, tuple) and all(isinstance(item, kind) for item in value)
+            fits &= not name.startswith("image_") or (isinstance(value, tuple) and len(value) == 3)
             if not fits and not (name == "inner_channels" and value is None):
-                raise WnlbError(f"{name} is {value!r}; expected a list of {' or '.join(k.__name__ for k in kind)}")
+                count = "three " if name.startswith("image_") else "a list of "
+                raise WnlbError(f"{name} is {value!r}; expected {count}{' or '.join(k.__name__ for k in kind)}")
         positive = (self.fpn_channels, self.rpn_convs, self.box_features, self.mask_hidden, *self.mask_channels)
-        if (
-            min(*positive, *self.anchor_sizes, *self.aspect_ratios, 1) <= 0
-            or not self.mask_channels
-            or self.norm_eps < 0
-        ):
+        if min(*positive, *(self.inner_channels or (1,))) <= 0 or not self.mask_channels or not self.norm_eps >= 0:
             raise WnlbError("model configuration has a width, size or ratio that is not positive; expected more than 0")
+        if self.mask_classes is not None and (type(self.mask_classes) is not int or self.mask_classes < 1):
+            raise WnlbError(f"mask_classes is {self.mask_classes!r}; expected a whole number from 1 up")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -188,9 +230,7 @@ def wnlb_maskrcnn(
 
 def model_from_config(config: ModelConfig, weights_backbone: Any = None, **detector_options: Any) -> MaskRCNN:
     """Build the network that ``config`` describes; see ``wnlb_maskrcnn``."""
-    anchors = AnchorGenerator(
-        tuple((size,) for size in config.anchor_sizes), (config.aspect_ratios,) * len(config.anchor_sizes)
-    )
+    anchors = AnchorGenerator(*config.anchors)
     box_pool, mask_pool = (
         MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=size, sampling_ratio=2) for size in (7, 14)
     )
@@ -198,14 +238,16 @@ def model_from_config(config: ModelConfig, weights_backbone: Any = None, **detec
     return MaskRCNN(
         _backbone(config, weights_backbone),
         rpn_anchor_generator=anchors,
-        rpn_head=RPNHead(channels, anchors.num_anchors_per_location()[0], conv_depth=config.rpn_convs),
+        rpn_head=RPNHead(channels, config.anchors_per_position, conv_depth=config.rpn_convs),
         box_roi_pool=box_pool,
         box_head=TwoMLPHead(channels * 7 * 7, config.box_features),
         box_predictor=FastRCNNPredictor(config.box_features, config.num_classes),
         mask_roi_pool=mask_pool,
         mask_head=MaskRCNNHeads(channels, list(config.mask_channels), 1),
-        mask_predictor=MaskRCNNPredictor(config.mask_channels[-1], config.mask_hidden, config.num_classes),
-        **detector_options,
+        mask_predictor=MaskRCNNPredictor(
+            config.mask_channels[-1], config.mask_hidden, config.mask_classes or config.num_classes
+        ),
+        **{"image_mean": list(config.image_mean), "image_std": list(config.image_std), **detector_options},
     )
 
 
@@ -246,6 +288,19 @@ def _backbone(config: ModelConfig, weights: Any) -> BackboneWithFPN:
 
 def _apply_if_present(modules: nn.ModuleDict, name: str, x: Tensor) -> Tensor:
     return modules[name](x) if name in modules else x
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists in lists as tuples in tuples."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+
+
+def _shown(values: Any) -> str:
+    return json.dumps(values)
 
 
 def _expect(name: str, value: str, allowed: tuple[str, ...]) -> None:

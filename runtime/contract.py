@@ -62,6 +62,7 @@ class Contract:
     opset: int = 0
     tool_version: str = ""
     checkpoint_sha256: str = ""
+    checkpoint_weights: str = ""  # which of its sets of weights, "model_ema"; "" where it has one
     input_name: str = "image"
     layout: str = "NHWC"
     color: str = "RGB"

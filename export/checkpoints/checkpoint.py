@@ -2,65 +2,110 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import json
-import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
+from wnlb.export.checkpoints.container import CONFIG_KEY, damage_told, open_container
 from wnlb.export.checkpoints.dialect import canonical_state, infer_config
+from wnlb.export.checkpoints.tensors import loaded
+from wnlb.export.checkpoints.weights import chosen, weight_sets
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.errors import CheckpointError
 from wnlb.runtime.files import atomic_path
 
-CONFIG_KEY = "wnlb.config"
-CONTAINERS = ("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights", "params")
-EMA_CONTAINERS = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
-# Harmless types that torchvision's reference scripts and others put beside the weights.
-_SAFE_TYPES: list[Any] = [argparse.Namespace]
+
+@dataclass(frozen=True)
+class LoadedCheckpoint:
+    """A checkpoint as it was read.
+
+    Attributes:
+        model: float32 and in evaluation mode.
+        config: what was read of it, stored with it or set.
+        weights: which of its sets of weights this is, ``"model"``; ``"."`` where they lie in no dictionary.
+        others: the sets of weights that it has besides.
+        hints: what the weights leave open and was assumed.
+    """
+
+    model: MaskRCNN
+    config: ModelConfig
+    weights: str
+    others: tuple[str, ...]
+    hints: tuple[str, ...]
 
 
 def load_checkpoint(
-    path: Path | str, *, key_map: Path | str | None = None, overrides: Mapping[str, Any] | None = None
+    path: Path | str,
+    *,
+    key_map: Path | str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    weights: str | None = None,
 ) -> tuple[MaskRCNN, ModelConfig]:
+    """``read_checkpoint``, of which only the model and its configuration are wanted."""
+    read = read_checkpoint(path, key_map=key_map, overrides=overrides, weights=weights)
+    return read.model, read.config
+
+
+def read_checkpoint(
+    path: Path | str,
+    *,
+    key_map: Path | str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+) -> LoadedCheckpoint:
     """Rebuild the model whose weights a training script saved.
 
-    Reads ``.safetensors``, and with ``weights_only=True`` anything that ``torch.save`` wrote: a bare state dict or one
-    inside a dictionary (``CONTAINERS``, then ``EMA_CONTAINERS``), under any common prefix, in any float type. What the
-    network looks like is read from the names and shapes of the weights; what they do not tell (``mode`` dot or
-    embedded, ``norm_eps``, anchors, class names) comes from the configuration that ``save_checkpoint`` stores, from
-    ``overrides``, or is torchvision's default.
+    Reads ``.safetensors``, what ``torch.save`` or ``pickle.dump`` wrote, and shards of them, without running anything
+    of it (``container.open_container``): a state dict, bare or in dictionaries, under any common prefix, in any float
+    type. What the network looks like is read from the names and shapes of the weights; what they do not tell
+    (``mode`` dot or embedded, ``norm_eps``, anchors, mean and deviation, class names) comes from the configuration
+    that ``save_checkpoint`` stores, from ``overrides``, or is torchvision's default.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint; of a sharded one the index or the folder.
         key_map: a file with lines ``regular expression => replacement``, applied to every name in turn; an empty
             replacement drops the name.
         overrides: fields of ``ModelConfig``.
-
-    Returns:
-        The model, float32 and in evaluation mode, and its configuration.
+        weights: which weights, where there are several sets (a model and its moving average): the name of the
+            dictionary that they lie in, or its path, ``"state_dict.ema_model"``. None: no average, usual names first.
 
     Raises:
         CheckpointError: the file is no checkpoint, or its weights do not make a Mask R-CNN; the message lists what is
             missing, unexpected or misshapen.
     """
-    state, stored = _read(Path(path))
+    path, source = Path(path), str(path)
+    container = open_container(path)
+    with damage_told(path):
+        sets = weight_sets(container.content, source)
+        taken = chosen(sets, weights, source)
+        state = {name: loaded(weight) for name, weight in taken.weights.items()}
     if key_map is not None:
         state = _rename(state, Path(key_map))
-    state = canonical_state(state, str(path))
-    config = infer_config(state, {**stored, **(overrides or {})})
-    model = model_from_config(config)
-    _load_strictly(model, state, str(path))
-    return model.eval(), config
+    known = {**_settings(container.settings, path), **(overrides or {})}
+    with damage_told(path):
+        state = canonical_state(state, source)
+        config = infer_config(state, known)
+        model = _filled_model(config, state, source)
+    others = tuple(each.name for each in sets if each is not taken)
+    return LoadedCheckpoint(model.eval(), config, taken.name, others, _hints(config, known))
+
+
+def _hints(config: ModelConfig, known: Mapping[str, Any]) -> tuple[str, ...]:
+    if config.norm == "batch" or "norm_eps" in known:
+        return ()
+    return (
+        "its batch norm is frozen (no num_batches_tracked), and weights do not tell its eps: 1e-05 was taken, "
+        "torchvision's default; what was fine-tuned from torchvision's COCO weights needs --set norm_eps=0",
+    )
 
 
 def save_checkpoint(model: MaskRCNN, config: ModelConfig, path: Path | str, dtype: torch.dtype | None = None) -> None:
@@ -81,46 +126,6 @@ def save_checkpoint(model: MaskRCNN, config: ModelConfig, path: Path | str, dtyp
             torch.save({"model": state, CONFIG_KEY: settings}, temporary)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of a file and the configuration stored with it (empty where there is none)."""
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} {'is a folder' if path.is_dir() else 'does not exist'}")
-    if path.suffix == ".safetensors":
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                settings = (file.metadata() or {}).get(CONFIG_KEY, "{}")
-            return safetensors.torch.load_file(path), _settings(settings, path)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"checkpoint {path} is not a readable .safetensors file: {error}") from error
-    try:
-        with torch.serialization.safe_globals(_SAFE_TYPES):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_unsafe_message(path, str(error))) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"checkpoint {path} is not a readable PyTorch file: {reason}") from error
-    settings = content.get(CONFIG_KEY, "{}") if isinstance(content, Mapping) else "{}"
-    return _state_dict(content, path), _settings(settings, path)
-
-
-def _state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """The mapping of names to tensors inside what a checkpoint holds."""
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"checkpoint {path} holds a {type(content).__name__}; expected a state dict")
-    for name in (*CONTAINERS, *EMA_CONTAINERS, "module"):
-        if isinstance(content.get(name), Mapping):
-            return _state_dict(content[name], path)
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        names = ", ".join(map(str, list(content)[:8])) or "nothing"
-        raise CheckpointError(
-            f"checkpoint {path} holds {names}, but no weights; expected a state dict, bare or under one of "
-            f"{', '.join((*CONTAINERS, *EMA_CONTAINERS))}"
-        )
-    return state
-
-
 def _settings(text: object, path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(text) if isinstance(text, str) else None
@@ -129,16 +134,6 @@ def _settings(text: object, path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise CheckpointError(f"checkpoint {path}: its entry {CONFIG_KEY} is not a JSON object")
     return settings
-
-
-def _unsafe_message(path: Path, reason: str) -> str:
-    found = re.search(r"GLOBAL ([\w.]+)", reason)
-    if not found:
-        return f"checkpoint {path} is not a readable PyTorch file"
-    return (
-        f"checkpoint {path} holds an object of type {found[1]}, which only running its code could load; "
-        'save the weights alone: torch.save({"model": model.state_dict()}, path)'
-    )
 
 
 def _rename(state: dict[str, Tensor], key_map: Path) -> dict[str, Tensor]:
@@ -170,8 +165,10 @@ def _rename(state: dict[str, Tensor], key_map: Path) -> dict[str, Tensor]:
     return renamed
 
 
-def _load_strictly(model: MaskRCNN, state: dict[str, Tensor], path: str) -> None:
-    expected = model.state_dict()
+def _filled_model(config: ModelConfig, state: dict[str, Tensor], path: str) -> MaskRCNN:
+    """The network with these weights. Its shapes are compared before any memory is taken for it."""
+    with torch.device("meta"):
+        expected = model_from_config(config).state_dict()
     optional = {name for name in expected if name.endswith(".num_batches_tracked")}
     missing = sorted(expected.keys() - state.keys() - optional)
     unexpected = sorted(state.keys() - expected.keys())
@@ -193,7 +190,9 @@ def _load_strictly(model: MaskRCNN, state: dict[str, Tensor], path: str) -> None
             f"checkpoint {path} does not fit the Mask R-CNN that its weights suggest: {'; '.join(listed)}. "
             "Rename or drop weights with --key-map, correct what was read with --set"
         )
+    model = model_from_config(config)
     model.load_state_dict({name: value.to(expected[name].dtype) for name, value in state.items()}, strict=False)
+    return model
 
 
 def _with_nearest(name: str, others: list[str]) -> str:

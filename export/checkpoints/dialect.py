@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,19 +12,43 @@ from torch import Tensor
 from wnlb.export.model import STAGES, ModelConfig
 from wnlb.runtime.errors import CheckpointError, WnlbError
 
-_ANCHOR_KEY = "backbone.body.conv1.weight"
+_FIRST_WEIGHT = "backbone.body.conv1.weight"
+_FIRST_WEIGHT_WRAPPED = re.compile(r"(.*?)backbone\.(?:model\.)*body\.(?:model\.)*conv1\.weight")
+# What DDP and DataParallel, torch.compile, FSDP, activation checkpointing, Lightning's and DeepSpeed's strategies and
+# Opacus put around a module, each as one part of the names of its weights.
+_WRAPPERS = frozenset(
+    "module _orig_mod _fsdp_wrapped_module _fpw_module _checkpoint_wrapped_module _forward_module _module".split()
+)
 # torchvision before 0.13 named these without the inner index; later versions still read them.
 _RENAMED = (
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
     (r"^roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)$", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}"),
 )
-_RESIDUAL_UNITS: dict[tuple[str, tuple[int, ...]], str] = {
-    ("basic", (2, 2, 2, 2)): "resnet18",
-    ("basic", (3, 4, 6, 3)): "resnet34",
-    ("bottleneck", (3, 4, 6, 3)): "resnet50",
-    ("bottleneck", (3, 4, 23, 3)): "resnet101",
+# Kind and number of the residual units, groups of their 3 x 3 convolutions, channels of a group in the first stage.
+_RESIDUAL_UNITS: dict[tuple[str, tuple[int, ...], int, int], str] = {
+    ("basic", (2, 2, 2, 2), 1, 64): "resnet18",
+    ("basic", (3, 4, 6, 3), 1, 64): "resnet34",
+    ("bottleneck", (3, 4, 6, 3), 1, 64): "resnet50",
+    ("bottleneck", (3, 4, 23, 3), 1, 64): "resnet101",
+    ("bottleneck", (3, 8, 36, 3), 1, 64): "resnet152",
+    ("bottleneck", (3, 4, 6, 3), 32, 4): "resnext50_32x4d",
+    ("bottleneck", (3, 4, 23, 3), 32, 8): "resnext101_32x8d",
+    ("bottleneck", (3, 4, 23, 3), 64, 4): "resnext101_64x4d",
+    ("bottleneck", (3, 4, 6, 3), 1, 128): "wide_resnet50_2",
+    ("bottleneck", (3, 4, 23, 3), 1, 128): "wide_resnet101_2",
 }
+
+
+def unwrapped(name: str) -> str:
+    """A weight's name without what training wrapped around the network or parts of it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def detector_prefixes(names: Iterable[str]) -> list[str]:
+    """What stands before the names of each Mask R-CNN among these unwrapped names: ``["model.", "ema_model."]``."""
+    found = (_FIRST_WEIGHT_WRAPPED.fullmatch(name) for name in names)
+    return [each[1] for each in found if each]
 
 
 def canonical_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -32,14 +57,18 @@ def canonical_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tenso
     Raises:
         CheckpointError: there is no ResNet backbone, or a block lies where none can be placed.
     """
-    state = {name.replace("_orig_mod.", ""): value for name, value in state.items() if name != "n_averaged"}
-    prefix = next((name[: -len(_ANCHOR_KEY)] for name in state if name.endswith(_ANCHOR_KEY)), None)
-    if prefix is None:
+    state = _without_wrappers(state, source)
+    flattened = next((name for name in state if name.split(".")[-1].startswith("_flat_param")), None)
+    if flattened:
         raise CheckpointError(
-            f"checkpoint {source} has no {_ANCHOR_KEY}: not a torchvision Mask R-CNN with a ResNet backbone. "
+            f"checkpoint {source} holds weights that FSDP flattened ({flattened}); save whole ones, with "
+            "StateDictType.FULL_STATE_DICT or torch.distributed.checkpoint.state_dict.get_model_state_dict"
+        )
+    if _FIRST_WEIGHT not in state:
+        raise CheckpointError(
+            f"checkpoint {source} has no {_FIRST_WEIGHT}: not a torchvision Mask R-CNN with a ResNet backbone. "
             f"Its weights start with {', '.join(list(state)[:3])}; rename them with --key-map"
         )
-    state = {name.removeprefix(prefix): value for name, value in state.items()}
     for pattern, replacement in _RENAMED:
         state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
     moves = _block_moves(state, source)
@@ -48,6 +77,20 @@ def canonical_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tenso
         old = next((old for old in moves if name.startswith(old + ".")), None)
         renamed[moves[old] + name[len(old) :] if old else name] = value
     return renamed
+
+
+def _without_wrappers(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Without wrappers, the detector's prefix and, behind that, Lightning's ``model``."""
+    prefix = next(iter(detector_prefixes(map(unwrapped, state))), "")
+    bare: dict[str, Tensor] = {}
+    for name, value in state.items():
+        own = unwrapped(name).removeprefix(prefix)
+        own = ".".join(part for part in own.split(".") if part != "model")
+        if own in bare:
+            raise CheckpointError(f"checkpoint {source} has two weights named {own}, of which one is wrapped")
+        if "." in own or value.dim():  # no counter: n_averaged, steps
+            bare[own] = value
+    return bare
 
 
 def infer_config(state: Mapping[str, Tensor], known: Mapping[str, Any]) -> ModelConfig:
@@ -60,23 +103,44 @@ def infer_config(state: Mapping[str, Tensor], known: Mapping[str, Any]) -> Model
         read = {**_detector_fields(state), **_block_fields(state), "backbone": _backbone_name(state)}
     except KeyError as error:
         raise CheckpointError(f"checkpoint has no weight {error}: not a torchvision Mask R-CNN with FPN") from error
-    anchors = state["rpn.head.cls_logits.weight"].shape[0]
-    made = {**read, **known}
-    if anchors != len(made.get("aspect_ratios", (0.5, 1.0, 2.0))):
-        raise CheckpointError(
-            f"checkpoint has {anchors} anchors per position, whose shapes its weights do not tell; "
-            "give them: --set 'aspect_ratios=[0.5, 1, 2]' --set 'anchor_sizes=[32, 64, 128, 256, 512]'"
-        )
     try:
-        return ModelConfig.from_dict(made)
+        config = ModelConfig.from_dict({**read, **known})
     except WnlbError as error:
         raise CheckpointError(str(error)) from error
+    anchors = state["rpn.head.cls_logits.weight"].shape[0]
+    if anchors != config.anchors_per_position:
+        raise CheckpointError(
+            f"checkpoint has {anchors} anchors per position, not the {config.anchors_per_position} that the sizes "
+            f"{_listed(config.anchor_sizes)} and ratios {_listed(config.aspect_ratios)} make; its weights do not tell "
+            f"which it was trained with, give them, for example {_anchor_proposal(anchors)}"
+        )
+    return config
+
+
+def _anchor_proposal(count: int) -> str:
+    """Settings that make so many anchors per position; which are the right ones, only the training script tells."""
+    sizes, ratios = (count // 3, 3) if count % 3 == 0 else (1, count)
+    levels = [[round(size * 2 ** (k / sizes)) for k in range(sizes)] for size in (32, 64, 128, 256, 512)]
+    steps = (
+        [0.5, 1.0, 2.0] if ratios == 3 else [round(2.0 ** (2 * k / max(ratios - 1, 1) - 1), 3) for k in range(ratios)]
+    )
+    return (
+        f"--set 'anchor_sizes={_listed(levels if sizes > 1 else [level[0] for level in levels])}' "
+        f"--set 'aspect_ratios={_listed([1.0] if ratios == 1 else steps)}'"
+    )
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return json.dumps(values)
 
 
 def _detector_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     norm = "batch" if "backbone.body.bn1.num_batches_tracked" in state else "frozen"
+    classes = state["roi_heads.box_predictor.cls_score.weight"].shape[0]
+    mask_classes = state["roi_heads.mask_predictor.mask_fcn_logits.weight"].shape[0]
     return {
-        "num_classes": state["roi_heads.box_predictor.cls_score.weight"].shape[0],
+        "num_classes": classes,
+        "mask_classes": None if mask_classes == classes else mask_classes,
         "fpn_channels": state["backbone.fpn.inner_blocks.0.0.weight"].shape[0],
         "rpn_convs": _count(state, r"rpn\.head\.conv\.(\d+)\.0\.weight"),
         "box_features": state["roi_heads.box_head.fc6.weight"].shape[0],
@@ -92,11 +156,12 @@ def _detector_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def _backbone_name(state: Mapping[str, Tensor]) -> str:
     kind = "bottleneck" if "backbone.body.layer1.0.conv3.weight" in state else "basic"
     units = tuple(_count(state, rf"backbone\.body\.layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
-    name = _RESIDUAL_UNITS.get((kind, units))
+    outputs, width = state[f"backbone.body.layer1.0.conv{2 if kind == 'bottleneck' else 1}.weight"].shape[:2]
+    name = _RESIDUAL_UNITS.get((kind, units, outputs // width, width))
     if name is None:
         raise CheckpointError(
-            f"checkpoint has a backbone of {kind} residual units {units}; expected that of "
-            f"{', '.join(_RESIDUAL_UNITS.values())}"
+            f"checkpoint has a backbone of {kind} residual units {units}, in {outputs // width} groups of {width} "
+            f"channels; expected that of {', '.join(_RESIDUAL_UNITS.values())}"
         )
     return name
 

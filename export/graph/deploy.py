@@ -150,6 +150,7 @@ class DetectionStage(nn.Module):
         self.nms = StaticNMS(heads.nms_thresh, options.nms_rounds)
         self.with_masks = options.masks == "box"
         if self.with_masks:
+            _check_mask_classes(heads)
             pool = _atlas_roi_align(heads.mask_roi_pool, self.layout, scales)
             form = FourierMaskBranch if options.target == "cpu" else MaskBranch
             self.mask = form(pool, heads.mask_head, heads.mask_predictor)
@@ -206,6 +207,16 @@ def limits(content: Tensor) -> Tensor:
     """``[N, 2]`` heights and widths to ``[N, 1, 4]``, the largest coordinates of boxes."""
     height, width = content.split(1, 1)
     return torch.cat((width, height, width, height), 1).unsqueeze(1)
+
+
+def _check_mask_classes(heads: Any) -> None:
+    """torchvision takes the mask of a box's own class: every class needs one."""
+    classes, masks = heads.box_predictor.cls_score.out_features, heads.mask_predictor.mask_fcn_logits.out_channels
+    if masks < classes:
+        raise GraphError(
+            f"the mask predictor has {masks} classes and the box predictor {classes}; expected at least as many masks, "
+            "for torchvision itself fails on the others: export with --masks none, or train the mask predictor for all"
+        )
 
 
 def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> AtlasRoIAlign:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
+from wnlb.export.checkpoints.container import checkpoint_sha256
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.reference import as_outputs, eager_detections
 from wnlb.export.options import ExportOptions
@@ -21,13 +22,17 @@ class EagerBackend:
 
     Args:
         checkpoint: weights, as ``load_checkpoint`` reads them.
-        contract: of a file exported from them; size, thresholds and counts are taken from it.
+        contract: of a file exported from them; size, preparation, thresholds and counts are taken from it, and which
+            weights of several.
     """
 
     takes_device_arrays = False
 
     def __init__(self, checkpoint: Path, contract: Contract) -> None:
-        self.model, config = load_checkpoint(checkpoint)
+        same = checkpoint_sha256(checkpoint) == contract.checkpoint_sha256
+        prepared = {"image_mean": contract.mean, "image_std": contract.std}
+        weights = contract.checkpoint_weights if same else ""
+        self.model, config = load_checkpoint(checkpoint, overrides=prepared, weights=weights or None)
         if config.num_classes != len(contract.class_names) + 1:
             raise WnlbError(
                 f"checkpoint {checkpoint} has {config.num_classes - 1} classes, the files have "

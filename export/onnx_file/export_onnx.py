@@ -47,6 +47,7 @@ def export_onnx(
     *,
     class_names: tuple[str, ...] = (),
     checkpoint_sha256: str = "",
+    checkpoint_weights: str = "",
     on_plan: Callable[[list[AttentionPlan]], None] = lambda plans: None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
@@ -56,7 +57,7 @@ def export_onnx(
         model: a torchvision ``MaskRCNN`` with FPN. Counts and thresholds of ``options`` are set on it.
         path: the file to write. It appears only when everything has held.
         class_names: one for each class but the background; ``class 1`` ... where there are none.
-        checkpoint_sha256: origin, for the contract.
+        checkpoint_sha256, checkpoint_weights: origin, for the contract.
         on_plan: called with the attention plans before anything is built.
         on_step: called with each of ``STEPS`` as it begins.
 
@@ -68,7 +69,7 @@ def export_onnx(
     on_step("fold")
     graph = DeployGraph(model, options)
     on_plan(graph.plans)
-    contract = make_contract(model, graph, options, class_names, checkpoint_sha256)
+    contract = make_contract(model, graph, options, class_names, checkpoint_sha256, checkpoint_weights)
     on_step("trace")
     file = trace(graph, contract)
     name_by_module(file)
@@ -104,6 +105,7 @@ def make_contract(
     options: ExportOptions,
     class_names: tuple[str, ...],
     checkpoint_sha256: str,
+    checkpoint_weights: str = "",
 ) -> Contract:
     """The contract of a graph. Raises GraphError where the number of class names does not fit."""
     classes = graph.detect.box_predictor.cls_score.out_features - 1
@@ -136,6 +138,7 @@ def make_contract(
         opset=OPSET,
         tool_version=importlib.metadata.version("wnlb-deploy"),
         checkpoint_sha256=checkpoint_sha256,
+        checkpoint_weights=checkpoint_weights,
     )
 
 

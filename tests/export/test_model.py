@@ -77,7 +77,7 @@ def test_config_survives_its_dictionary() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"backbone": "resnet152"},
+        {"backbone": "resnet20"},
         {"placement": "outside"},
         {"mode": "scaled"},
         {"levels": ("c1",)},

@@ -33,6 +33,7 @@ OPTIONAL = {
     "opset": 18,
     "tool_version": "0.1.0",
     "checkpoint_sha256": "ab",
+    "checkpoint_weights": "model_ema",
 }
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from small_models import NARROW, small_config, small_model
 from torch import Tensor
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from wnlb.export.block import MODES
 from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from wnlb.export.checkpoints.dialect import infer_config
 from wnlb.export.model import BACKBONES, PLACEMENTS, ModelConfig, model_from_config
 from wnlb.runtime.errors import CheckpointError
 
@@ -32,7 +34,7 @@ def assert_loads(path: Path, state: State, **options: Any) -> ModelConfig:
     return config
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "dot"])
 def test_architecture_is_read_from_a_bare_state_dict(tmp_path: Path, mode: str, placement: str, backbone: str) -> None:
@@ -41,6 +43,17 @@ def test_architecture_is_read_from_a_bare_state_dict(tmp_path: Path, mode: str, 
     state = model_from_config(config).state_dict()
     torch.save(state, tmp_path / "c.pth")
     assert assert_loads(tmp_path / "c.pth", state) == config
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_backbones_are_read_from_torchvisions_own_names_and_shapes(backbone: str) -> None:
+    with torch.device("meta"):
+        config = small_config(backbone=backbone, levels=())
+        ours = model_from_config(config).state_dict()
+        theirs = getattr(torchvision.models, backbone)().state_dict()
+    body = {f"backbone.body.{name}": value for name, value in theirs.items() if not name.startswith("fc.")}
+    assert {name: ours[name].shape for name in body} == {name: value.shape for name, value in body.items()}
+    assert infer_config({**ours, **body}, {}).backbone == backbone
 
 
 def test_dot_has_the_weights_of_embedded_and_must_be_named(tmp_path: Path) -> None:
