@@ -121,7 +121,7 @@ _ODD = (
 def damaged(content: Any, random: random.Random) -> Any:
     """A document with one to three of its values changed, left out, repeated or broken off."""
     content = copy.deepcopy(content)
-    for _ in range(random.randint(1, 3)):
+    for _ in range(random.choice((1, 1, 2, 3))):
         if content:
             _damage(*_place(content, random), random)
     return content
@@ -132,7 +132,7 @@ def _place(content: Any, random: random.Random) -> tuple[Any, Any]:
     while True:
         key = random.choice(list(content) if isinstance(content, dict) else range(len(content)))
         deeper = content[key]
-        if not isinstance(deeper, (dict, list)) or not deeper or random.random() < 0.2:
+        if not isinstance(deeper, (dict, list)) or not deeper or random.random() < 0.1:
             return content, key
         content = deeper
 
@@ -140,13 +140,13 @@ def _place(content: Any, random: random.Random) -> tuple[Any, Any]:
 def _damage(container: Any, key: Any, random: random.Random) -> None:
     value = container[key]
     kind = random.randrange(6)
-    if kind <= 2:
+    if kind <= 1:
         container[key] = copy.deepcopy(random.choice(_ODD))
-    elif kind == 3:
+    elif kind == 2:
         del container[key]
-    elif kind == 4 and isinstance(container, list):
+    elif kind == 3 and isinstance(container, list):
         container.insert(random.randrange(len(container) + 1), copy.deepcopy(value))
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        container[key] = str(value) if random.random() < 0.5 else [value]
+        container[key] = random.choice([f" {value}", str(value).upper(), [value], None])
     else:
         container[key] = random.choice([-value, value + 1, value * 1000, float(value), str(value), value / 3])

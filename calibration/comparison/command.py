@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
             predictor.close()
     with atomic_path(arguments.output / "index.html") as temporary:
         temporary.write_text(page(evaluations, judge.truth, agreements, errors, taps, shown))
-    facts = _facts(evaluations, judge.truth, agreements, errors, taps, shown)
+    facts: dict[str, Any] = {"notes": judge.notes}
+    facts |= _facts(evaluations, judge.truth, agreements, errors, taps, shown)
     with atomic_path(arguments.output / "comparison.json") as temporary:
         temporary.write_text(json.dumps(facts, indent=1))
     print(
@@ -142,7 +143,7 @@ def _refuse_overlap(arguments: argparse.Namespace, judge: Any) -> None:
     if not used or not arguments.annotations:
         return
     for image in judge.labels.images:
-        digest = pixel_hash(judge.picture_of(image))
+        digest = pixel_hash(judge.picture_of.as_seen(image))
         for path, hashes in used:
             if digest in hashes:
                 raise WnlbError(

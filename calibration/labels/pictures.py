@@ -37,10 +37,14 @@ class LabelledPictures:
         turns = {image.id: orientation(self._paths[image.id]) for image in labels.images}
         self._turned = {image.id: turn for image in labels.images if (turn := turns[image.id]) > 1}
         unclear = [image for image in labels.images if self._is_unclear(image)]
-        self._as_seen = bool(unclear) and self._are_labels_of_what_is_seen(labels)
+        self._follow_exif = bool(unclear) and self._are_labels_of_what_is_seen(labels)
         self.notes: tuple[str, ...] = ()
         if unclear:
-            how = "turned, as the labels of the others are" if self._as_seen else "read as they are stored, not turned"
+            how = (
+                "turned, as the labels of the others are"
+                if self._follow_exif
+                else "read as they are stored, not turned"
+            )
             self.notes = (
                 f"{len(unclear)} picture(s) with an EXIF orientation and a size that does not tell whether the labels "
                 f"follow it (the first: {unclear[0].file_name}): {how}",
@@ -48,10 +52,10 @@ class LabelledPictures:
 
     def __call__(self, image: Image) -> NDArray[np.uint8]:
         """uint8 BGR ``[image.height, image.width, 3]``. Raises PictureError: unreadable, or of another size."""
-        seen = read_picture(self._paths[image.id])
+        seen = self.as_seen(image)
         turn = self._turned.get(image.id, 1)
         stored = as_stored(seen, turn)
-        first, second = (seen, stored) if self._as_seen or not self._is_unclear(image) else (stored, seen)
+        first, second = (seen, stored) if self._follow_exif or not self._is_unclear(image) else (stored, seen)
         for picture in (first, second):
             if picture.shape[:2] == (image.height, image.width):
                 return picture
@@ -60,6 +64,10 @@ class LabelledPictures:
             f"picture {self._paths[image.id]} is {got}; its annotations say {image.width}x{image.height}: give the "
             "pictures that were labelled, or correct the sizes"
         )
+
+    def as_seen(self, image: Image) -> NDArray[np.uint8]:
+        """Turned as EXIF says, whatever the labels do: as the pictures are read that models are calibrated on."""
+        return read_picture(self._paths[image.id])
 
     def check_all_there(self) -> None:
         """Raise WnlbError where the folder lacks some of them."""
