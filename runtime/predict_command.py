@@ -18,6 +18,7 @@ from wnlb.runtime.coco import CocoDocument
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
+from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.video_file import VideoFile
 from wnlb.runtime.live.window import Window
 from wnlb.runtime.onnxruntime_backend import DEVICES
@@ -98,6 +99,7 @@ class _Session:
         self.times_ms: defaultdict[str, list[float]] = defaultdict(list)
         self.stopped = False  # by q in the window
         self._video: VideoFile | None = None
+        self._hint = FillHint(predictor.geometry)
 
     def frames(self) -> Iterator[str]:
         """Work through the source, a batch at a time; yields the name of each frame when it is done."""
@@ -127,6 +129,9 @@ class _Session:
 
     def _predict(self, batch: list[Frame]) -> Iterator[str]:
         pictures = [frame.pixels for frame in batch if frame.pixels is not None]
+        for pixels in pictures:
+            if hint := self._hint.about(*pixels.shape[:2]):
+                tqdm.write(f"wnlb predict: {hint}", file=sys.stderr)
         found = self.predictor.predict_batch(pictures)
         for stage, ms in self.predictor.times_ms.items():
             self.times_ms[stage] += [ms / len(batch)] * len(batch)

@@ -39,7 +39,7 @@ class DeployGraph(nn.Module):
 
     scale: Tensor
     shift: Tensor
-    rows: Tensor  # [H] 0, 1, ...
+    rows: Tensor  # [H, 1] 0, 1, ...
     columns: Tensor  # [W]
 
     def __init__(self, model: MaskRCNN, options: ExportOptions) -> None:
@@ -56,19 +56,18 @@ class DeployGraph(nn.Module):
         mean = torch.tensor(model.transform.image_mean)
         self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("rows", torch.arange(height) * 1.0, persistent=False)
+        self.register_buffer("rows", torch.arange(height).unsqueeze(1) * 1.0, persistent=False)
         self.register_buffer("columns", torch.arange(width) * 1.0, persistent=False)
         self.body, self.fpn = model.backbone.body, model.backbone.fpn
         self.rpn = ProposalStage(model, shapes, height, width, options.nms_rounds)
         self.detect = DetectionStage(model, shapes, options)
 
     def forward(self, image: Tensor, content: Tensor) -> tuple[Tensor, ...]:
-        content = content.to(self.scale.dtype)
-        height, width = content.split(1, 1)  # [N, 1]
-        inside = ((self.rows < height).unsqueeze(2) & (self.columns < width).unsqueeze(1)).unsqueeze(1)  # [N, 1, H, W]
+        limit = limits(content.to(self.scale.dtype))
+        width, height = limit[..., 2:3], limit[..., 3:]  # [N, 1, 1]
+        inside = ((self.rows < height) & (self.columns < width)).unsqueeze(1)  # [N, 1, H, W]
         x = image.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
         levels = list(self.fpn(self.body(x * inside.to(x.dtype))).values())  # P2 ... P6
-        limit = limits(content)
         proposals, valid = self.rpn(levels, limit)
         return self.detect(levels[:4], proposals, valid, limit)
 
@@ -205,7 +204,7 @@ def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
 
 def limits(content: Tensor) -> Tensor:
     """``[N, 2]`` heights and widths to ``[N, 1, 4]``, the largest coordinates of boxes."""
-    height, width = content.split(1, 1)
+    height, width = content[:, :1], content[:, 1:]
     return torch.cat((width, height, width, height), 1).unsqueeze(1)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -38,6 +39,14 @@ class Difference:
     @property
     def errors(self) -> dict[str, float]:
         return {"boxes": self.box_error, "scores": self.score_error, "masks": self.mask_error}
+
+
+def worst(differences: Iterable[Difference]) -> Difference:
+    """The largest of each error, and the one with the most unmatched detections, by their share."""
+    found = list(differences)
+    most = max(found, key=lambda one: one.unmatched / max(one.detections, 1))
+    errors = {name: max(getattr(one, name) for one in found) for name in ("box_error", "score_error", "mask_error")}
+    return dataclasses.replace(most, **errors)
 
 
 def eager_detections(

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.feed import CameraMode, Feed, open_feed
 from wnlb.runtime.live.page import LivePage
 from wnlb.runtime.live.sinks import CocoSink, JsonLinesSink, PageSink, Sink, VideoSink, WindowSink
@@ -84,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         _Sinks(arguments, predictor, stream) as sinks,
         status,
     ):
-        _work(stream, sinks, status, predictor.contract.class_names)
+        _work(stream, sinks, status, predictor)
         state = stream.state()
     if not arguments.quiet:
         out = sys.stderr if arguments.jsonl == "-" else sys.stdout
@@ -95,16 +96,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 3 if feed.picture_names and state.odd else 0
 
 
-def _work(stream: Stream, sinks: _Sinks, status: _Status, names: tuple[str, ...]) -> None:
+def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor) -> None:
     """Give every result to every sink, until the source or the user ends."""
+    fill_hint = FillHint(predictor.geometry)
     for result in stream.results(idle_s=0.5):
         if result is None:
             status.tell(stream)
             if not sinks.idle():
                 return
             continue
+        if hint := fill_hint.about(*result.pixels.shape[:2]):
+            status.changed(hint)
         wanted = any(sink.wants_overlay for sink in sinks.all)
-        overlay = draw(result.pixels, result.detections, names) if wanted else None
+        overlay = draw(result.pixels, result.detections, predictor.contract.class_names) if wanted else None
         goes_on = [sink.add(result, overlay) for sink in sinks.all]
         status.tell(stream, result)
         if not all(goes_on):

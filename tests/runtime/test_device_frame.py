@@ -82,14 +82,16 @@ def test_a_backend_that_takes_them_gets_them(make_contract: Callable[..., Any]) 
         contract, description, takes_device_arrays = make_contract(), "", True
 
         def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-            given.append(inputs["image"].clone())
+            given.append({"image": inputs["image"].clone(), "content": inputs["content"]})
             shapes = self.contract.output_shapes
             return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
 
         def close(self) -> None:
             pass
 
-    frame = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
+    frame = np.random.default_rng(1).integers(0, 256, (64, 80, 3), np.uint8)
     Predictor(Taking())(on_device(frame))
-    assert isinstance(given[0], torch.Tensor)
-    np.testing.assert_array_equal(given[0][0].numpy(), frame[..., ::-1])
+    image = given[0]["image"]
+    assert isinstance(image, torch.Tensor)
+    np.testing.assert_array_equal(image[0, :, :80].numpy(), frame[..., ::-1])
+    assert given[0]["content"].tolist() == [[64, 80]]  # on the host

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from model_inputs import whole
 from onnx import numpy_helper
 
 from wnlb.calibration.comparison.compare import TapError, compare_taps, detection_error, most_different, taps_of
@@ -46,7 +47,7 @@ def damaged(path: Path, weight: str) -> onnx.ModelProto:
 def test_the_first_tap_that_drifts(small_model_path: Path, weight: str | None, first: str | None) -> None:
     model = onnx.load(small_model_path)
     other = damaged(small_model_path, weight) if weight else model
-    (report,) = compare_taps([model, other], images())
+    (report,) = compare_taps([model, other], map(whole, images()))
     assert report.first_drift() == first
     relative = {error.tap: error.relative for error in report.errors}
     assert relative["C2 after block"] == 0

@@ -20,7 +20,7 @@ from tensorrt_rtx_build import build_in_tensorrt_rtx
 from wnlb.calibration.accuracy.judge import Judge, Ledger
 from wnlb.calibration.precision.convert import Converter, Int8Choice, Int8Trials, ranges_by
 from wnlb.calibration.precision.quantize import Graph, check_placement
-from wnlb.calibration.precision.ranges import Histogram, Tap
+from wnlb.calibration.precision.ranges import Histogram, Inputs, Tap
 from wnlb.calibration.precision.search import hold_budget
 from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.export.onnx_file.export_onnx import export_onnx
@@ -45,22 +45,22 @@ def convert(*words: object) -> int:
     return main(["convert", *map(str, words)])
 
 
-def histograms(converter: Converter, images: list[np.ndarray]) -> dict[str, Histogram]:
+def histograms(converter: Converter, inputs: list[Inputs]) -> dict[str, Histogram]:
     tap, found = Tap(converter.model, converter.activations), {name: Histogram() for name in converter.activations}
-    for image in images:
-        for name, values in tap(image).items():
+    for own in inputs:
+        for name, values in tap(own).items():
             found[name].add(values)
     return found
 
 
 @pytest.fixture(scope="module")
-def noise() -> list[np.ndarray]:
+def noise() -> list[Inputs]:
     rng = np.random.default_rng(0)
-    return [rng.integers(0, 128, (1, 64, 96, 3), dtype=np.uint8) for _ in range(3)]
+    return [whole(rng.integers(0, 128, (1, 64, 96, 3), dtype=np.uint8)) for _ in range(3)]
 
 
 @pytest.fixture(scope="module")
-def int8_half(small_model_path: Path, noise: list[np.ndarray]) -> onnx.ModelProto:
+def int8_half(small_model_path: Path, noise: list[Inputs]) -> onnx.ModelProto:
     converter = Converter(small_model_path)
     converter.watch_overflow(noise)
     ranges = ranges_by(histograms(converter, noise), "max")
@@ -85,7 +85,7 @@ def test_half_precision_builds_in_tensorrt_rtx(
     assert {path.name for path in (tmp_path / "half.calibration").iterdir()} == {"manifest.json", "coverage.png"}
 
 
-def test_int8_with_both_rests(small_model_path: Path, noise: list[np.ndarray], int8_half: onnx.ModelProto) -> None:
+def test_int8_with_both_rests(small_model_path: Path, noise: list[Inputs], int8_half: onnx.ModelProto) -> None:
     check_placement(int8_half)
     for (
         node
@@ -96,15 +96,15 @@ def test_int8_with_both_rests(small_model_path: Path, noise: list[np.ndarray], i
             assert sources in (["DequantizeLinear"] * 2, [sources[0], "weight"]), (node.name, sources)
     converter = Converter(small_model_path)
     ranges = ranges_by(histograms(converter, noise), "max")
-    whole = converter.int8(Int8Choice(frozenset(converter.groups), "max", "fp32"), ranges)
-    check_placement(whole)
-    assert not any(t.data_type == onnx.TensorProto.FLOAT16 for t in whole.graph.initializer)
-    contract = Contract.from_json({e.key: e.value for e in whole.metadata_props}[METADATA_KEY])
+    full = converter.int8(Int8Choice(frozenset(converter.groups), "max", "fp32"), ranges)
+    check_placement(full)
+    assert not any(t.data_type == onnx.TensorProto.FLOAT16 for t in full.graph.initializer)
+    contract = Contract.from_json({e.key: e.value for e in full.metadata_props}[METADATA_KEY])
     assert contract.precision == "int8+fp32"
-    expected = ort.InferenceSession(str(small_model_path)).run(["scores"], whole(noise[0]))[0]
-    for model in (int8_half, whole):
+    expected = ort.InferenceSession(str(small_model_path)).run(["scores"], noise[0])[0]
+    for model in (int8_half, full):
         session = ort.InferenceSession(model.SerializeToString(), disabled_optimizers=["WeightBiasQuantization"])
-        found = session.run(["scores"], whole(noise[0]))[0]
+        found = session.run(["scores"], noise[0])[0]
         assert np.abs(found[0][:5] - expected[0][:5]).max() < 0.1
         assert not np.array_equal(found, expected)
 
@@ -115,23 +115,21 @@ def test_int8_builds_in_tensorrt_rtx(int8_half: onnx.ModelProto, tmp_path: Path)
 
 
 def test_a_converted_file_becomes_the_plugin_form_and_computes_the_same(
-    int8_half: onnx.ModelProto, noise: list[np.ndarray]
+    int8_half: onnx.ModelProto, noise: list[Inputs]
 ) -> None:
     fused = onnx.ModelProto()
     fused.CopyFrom(int8_half)
     assert fuse_attention(fused)
     assert sum(node.op_type == PLUGIN_OP for node in fused.graph.node) == 4
     results = [
-        ort.InferenceSession(m.SerializeToString(), disabled_optimizers=["WeightBiasQuantization"]).run(
-            None, whole(noise[1])
-        )
+        ort.InferenceSession(m.SerializeToString(), disabled_optimizers=["WeightBiasQuantization"]).run(None, noise[1])
         for m in (int8_half, fused)
     ]
     for plain, plugin in zip(*results, strict=True):
         np.testing.assert_array_equal(plain, plugin)
 
 
-def test_a_plugin_file_is_converted_inside_and_stays_one(tmp_path: Path, noise: list[np.ndarray]) -> None:
+def test_a_plugin_file_is_converted_inside_and_stays_one(tmp_path: Path, noise: list[Inputs]) -> None:
     path = tmp_path / "plugin.onnx"
     export_onnx(small_model(), path, ExportOptions(64, 96, attention="c2=plugin,c4=plugin"))
     converter = Converter(path)
@@ -144,7 +142,7 @@ def test_a_plugin_file_is_converted_inside_and_stays_one(tmp_path: Path, noise: 
             f"body.layer1.wnlb/{PLUGIN_OP}",
             f"body.layer3.wnlb/{PLUGIN_OP}",
         ]
-        ort.InferenceSession(model.SerializeToString()).run(None, whole(noise[0]))
+        ort.InferenceSession(model.SerializeToString()).run(None, noise[0])
 
 
 def test_int8_command(
@@ -205,7 +203,7 @@ def test_sensitivity_and_a_budget_that_cannot_hold(
 
 
 def test_the_budget_finds_a_planted_bad_group(
-    small_model_path: Path, night: Path, noise: list[np.ndarray], tmp_path: Path
+    small_model_path: Path, night: Path, noise: list[Inputs], tmp_path: Path
 ) -> None:
     """The ranges of the mask head are a thousand times too wide, so that its INT8 holds nothing but zeros."""
     converter = Converter(small_model_path)
@@ -291,6 +289,26 @@ def test_pictures_are_prepared_as_for_detection(small_model_path: Path, tmp_path
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     converter = Converter(small_model_path)
     selection = select_pictures(str(tmp_path / "a.png"))
-    (image,) = list(Job(argparse.Namespace(json=True), converter, selection, tmp_path).inputs())
-    np.testing.assert_array_equal(image[0], geometry_of(converter.contract).prepare(picture)[0])
-    assert tuple(image[0, 0, -1]) == converter.contract.pad_rgb
+    (inputs,) = list(Job(argparse.Namespace(json=True), converter, selection, tmp_path).inputs())
+    np.testing.assert_array_equal(inputs["image"][0], geometry_of(converter.contract).prepare(picture)[0])
+    assert inputs["content"].tolist() == [[64, 64]]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_what_lies_beside_the_picture_does_not_matter(
+    precision: str, small_model_path: Path, int8_half: onnx.ModelProto
+) -> None:
+    """Zero after normalisation is zero in FP16, and the zero point of INT8."""
+    model = int8_half if precision == "int8" else Converter(small_model_path).half("fp16")[0]
+    session = ort.InferenceSession(model.SerializeToString(), disabled_optimizers=["WeightBiasQuantization"])
+    image = np.random.default_rng(1).integers(0, 128, (1, 64, 96, 3), dtype=np.uint8)
+    content = np.array([[50, 71]], np.int32)
+    found = []
+    for beside in (0, 255):
+        image[:, 50:], image[:, :, 71:] = beside, beside
+        found.append(session.run(None, {"image": image, "content": content}))
+    boxes, count = found[0][0][0], found[0][4][0]
+    assert count > 0
+    assert (boxes[:count, 2:].max(0) == [71, 50]).all()
+    for dark, bright in zip(*found, strict=True):
+        np.testing.assert_array_equal(dark, bright)

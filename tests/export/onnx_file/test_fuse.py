@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from model_inputs import whole
 from onnx import TensorProto, checker, helper, numpy_helper
 from small_models import small_config, small_model
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def picture() -> np.ndarray:
 
 
 def test_our_file(standard: onnx.ModelProto, picture: np.ndarray) -> None:
-    fused = assert_fuses_and_comes_back(standard, 4, picture)
+    fused = assert_fuses_and_comes_back(standard, 4, *whole(picture).values())
     assert [node.name for node in plugin_nodes(fused)] == [f"body.layer{i}.wnlb/{PLUGIN_OP}" for i in (1, 2, 3, 4)]
 
 
