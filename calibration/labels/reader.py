@@ -267,7 +267,7 @@ def _refuse_fractions(path: Path, annotations: list[Annotation]) -> None:
 def _note_missing_masks(entries: list[Entry], annotations: list[Annotation], notes: Notes) -> None:
     without = [e for e, annotation in zip(entries, annotations, strict=True) if annotation.segmentation is None]
     if without and len(without) == len(annotations):
-        notes.say("no annotation has a segmentation: they serve for box AP alone")
+        notes.say("no annotation has a segmentation: box AP alone, no mask AP")
     elif without:
         number = f"{len(without)} of {len(annotations)} annotations have no segmentation"
-        notes.say(f"{number} (the first: {without[0].place}): they serve for box AP alone")
+        notes.say(f"{number} (the first: {without[0].place}): box AP alone, no mask AP")
