@@ -144,7 +144,7 @@ def _annotation(entry: Entry, listed: _Listed) -> Annotation:
     mask = read_segmentation(entry, image, given)
     box = _checked_box(entry, given, mask, crowd)
     read = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
-    return Annotation(0, image.id, category, box, _area(entry, box, mask), crowd, mask, entry.extra(*read))
+    return Annotation(0, image.id, category, box, _area(entry, image, box, mask), crowd, mask, entry.extra(*read))
 
 
 def _box(entry: Entry, image: Image) -> Box | None:
@@ -196,17 +196,21 @@ def _overlap(first: Box, second: Box) -> float:
     return both / (sum(float(np.prod(box[2:] - box[:2])) for box in grown) - both)
 
 
-def _area(entry: Entry, box: Box, mask: Segmentation | None) -> float:
-    """As the file has it; where that is no area, the mask's, or the box's."""
+def _area(entry: Entry, image: Image, box: Box, mask: Segmentation | None) -> float:
+    """As the file has it; where that is no area in its image, the mask's, or the box's.
+
+    pycocotools leaves out objects of more than 10^10 pixels.
+    """
     from pycocotools import mask as coco_mask
 
     given = entry.fields.get("area")
     area = number(given)
     own = float(coco_mask.area(mask.rle)) if mask else box[2] * box[3]
-    if area is not None and (area > 0 or (area == 0 and own == 0)):
+    most = max(own, image.height * image.width)
+    if area is not None and (0 < area <= most or area == own == 0):
         return area
-    what = "no area" if given is None else "area is no number above 0"
-    entry.note(f"{what}, that of its {'mask' if mask else 'bbox'} was taken")
+    what = "no area" if given is None else "area is no number above 0, or more than its image has"
+    entry.note(f"{what}: that of its {'mask' if mask else 'bbox'} was taken")
     return own
 
 
@@ -263,7 +267,7 @@ def _refuse_fractions(path: Path, annotations: list[Annotation]) -> None:
 def _note_missing_masks(entries: list[Entry], annotations: list[Annotation], notes: Notes) -> None:
     without = [e for e, annotation in zip(entries, annotations, strict=True) if annotation.segmentation is None]
     if without and len(without) == len(annotations):
-        notes.say("no annotation has a segmentation: they serve for box AP alone")
+        notes.say("no annotation has a segmentation: box AP alone, no mask AP")
     elif without:
         number = f"{len(without)} of {len(annotations)} annotations have no segmentation"
-        notes.say(f"{number} (the first: {without[0].place}): they serve for box AP alone")
+        notes.say(f"{number} (the first: {without[0].place}): box AP alone, no mask AP")

@@ -184,9 +184,14 @@ def same(labels: Labels) -> bool:
         (changed("annotations", bbox=None), "no bbox, that of its mask was taken"),
         (changed("annotations", bbox=[]), "no bbox, that of its mask was taken"),
         (changed("annotations", bbox=[0, 0, 0, 0]), "no bbox, that of its mask was taken"),
-        (changed("annotations", area=...), "no area, that of its mask was taken"),
-        (changed("annotations", area="large"), "area is no number above 0, that of its mask was taken"),
+        (changed("annotations", area=...), "no area: that of its mask was taken"),
+        (
+            changed("annotations", area="large"),
+            "area is no number above 0, or more than its image has: that of its mask was taken",
+        ),
         (changed("annotations", area=0), "area is no number above 0"),
+        (changed("annotations", area=769), "or more than its image has"),
+        (changed("annotations", area=10**40), "or more than its image has"),  # COCO's range "all" ends at 1e10
         (changed("annotations", area=NAN), "area is no number above 0"),
         (changed("annotations", iscrowd=...), ""),
         (changed("annotations", iscrowd=None), ""),
@@ -262,5 +267,5 @@ def test_all_entries_of_a_kind_are_counted_in_one_line() -> None:
     for entry in content["annotations"]:
         entry["area"] = None
     assert labels_of(content).notes == (
-        "5 annotations: no area, that of its mask was taken (the first: annotation 1 (id 1))",
+        "5 annotations: no area: that of its mask was taken (the first: annotation 1 (id 1))",
     )

@@ -69,12 +69,12 @@ def test_no_mask_serves_for_boxes(empty: Any) -> None:
     assert annotation.segmentation is None
     assert not labels.has_masks
     assert labels.notes == (
-        "1 of 5 annotations have no segmentation (the first: annotation 1 (id 1)): they serve for box AP alone",
+        "1 of 5 annotations have no segmentation (the first: annotation 1 (id 1)): box AP alone, no mask AP",
     )
     content = document()
     for entry in content["annotations"]:
         del entry["segmentation"]
-    assert labels_of(content).notes == ("no annotation has a segmentation: they serve for box AP alone",)
+    assert labels_of(content).notes == ("no annotation has a segmentation: box AP alone, no mask AP",)
 
 
 FULL = {"size": [HEIGHT, WIDTH], "counts": runs_of(rectangle_mask(BOX))}
