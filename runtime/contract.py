@@ -87,7 +87,14 @@ class Contract:
         _check(self.masks in MASKS, "masks", self.masks, " or ".join(MASKS))
         _check(self.target in TARGETS, "target", self.target, " or ".join(TARGETS))
         _check(isinstance(self.attention, dict), "attention", self.attention, "an object of level to form")
-        _check(isinstance(self.input_name, str), "input_name", self.input_name, "a name")
+        forms = [*self.attention, *self.attention.values()]
+        _check(all(isinstance(form, str) for form in forms), "attention", self.attention, "an object of level to form")
+        for name in ("input_name", "precision", "tool_version", "checkpoint_sha256", "checkpoint_weights"):
+            _check(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
+        _check(type(self.opset) is int, "opset", self.opset, "a whole number")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            _check(all(abs(item) < 1e6 for item in value) and 0 not in self.std, name, value, "three numbers")
         _check(self.layout == "NHWC" and self.color == "RGB", "layout", f"{self.layout} {self.color}", "NHWC RGB")
 
     @property
@@ -112,7 +119,7 @@ class Contract:
         """Raises ContractError for text that is not a contract of this format."""
         try:
             values: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ContractError(f"contract is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ContractError(f"contract is a JSON {type(values).__name__}; expected an object")
