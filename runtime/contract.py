@@ -92,8 +92,15 @@ class Contract:
         _check(self.masks in MASKS, "masks", self.masks, " or ".join(MASKS))
         _check(self.target in TARGETS, "target", self.target, " or ".join(TARGETS))
         _check(isinstance(self.attention, dict), "attention", self.attention, "an object of level to form")
-        fits = isinstance(self.input_name, str) and self.input_name != CONTENT
-        _check(fits, "input_name", self.input_name, f"a name other than {CONTENT}")
+        forms = [*self.attention, *self.attention.values()]
+        _check(all(isinstance(form, str) for form in forms), "attention", self.attention, "an object of level to form")
+        for name in ("input_name", "precision", "tool_version", "checkpoint_sha256", "checkpoint_weights"):
+            _check(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
+        _check(type(self.opset) is int, "opset", self.opset, "a whole number")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            _check(all(abs(item) < 1e6 for item in value) and 0 not in self.std, name, value, "three numbers")
+        _check(self.input_name != CONTENT, "input_name", self.input_name, f"a name other than {CONTENT}")
         _check(self.layout == "NHWC" and self.color == "RGB", "layout", f"{self.layout} {self.color}", "NHWC RGB")
 
     @property
@@ -130,7 +137,7 @@ class Contract:
         """Raises ContractError for text that is not a contract of one of ``FORMATS``."""
         try:
             values: Any = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ContractError(f"contract is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ContractError(f"contract is a JSON {type(values).__name__}; expected an object")

@@ -21,11 +21,27 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise WnlbError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected an ONNX file")
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
-    except (DecodeError, OSError, ValueError) as error:
+        _read_text(model)
+    except (DecodeError, OSError, ValueError, MemoryError) as error:
         raise WnlbError(f"{path} is not a readable ONNX file: {error}") from error
     if not model.graph.node:
         raise WnlbError(f"{path} is not a readable ONNX file: its graph is empty")
     return model
+
+
+def _read_text(message: Any) -> None:
+    """Look at every text of a file once, for protobuf decodes them only when they are read.
+
+    Raises ValueError (UnicodeDecodeError is one) for what is no text; some versions of protobuf give its bytes instead.
+    """
+    left = [message]
+    while left:
+        for field, value in left.pop().ListFields():  # one text or number, one message, or a row of them
+            items = [value] if hasattr(value, "ListFields") or isinstance(value, (str, bytes)) else value
+            if field.message_type is not None:
+                left.extend(items)
+            elif field.type == field.TYPE_STRING and not all(isinstance(item, str) for item in items):
+                raise ValueError(f"its field {field.name} is no text in UTF-8")
 
 
 def contract_of(model: onnx.ModelProto) -> Contract | None:

@@ -27,17 +27,27 @@ class OnnxRuntimeBackend:
 
     def __init__(self, path: Path | str, *, device: str = "auto", threads: int = 0) -> None:
         session = open_session(path, device=device, threads=threads)
-        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        try:
+            text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+            self._outputs = [value.name for value in session.get_outputs()]
+            values = [*session.get_inputs(), *session.get_outputs()]
+            shapes = {value.name: tuple(value.shape) for value in values}
+        except UnicodeDecodeError as error:
+            raise WnlbError(f"model {path} is damaged: its names or metadata are no text ({error})") from error
         if text is None:
             raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
         self.contract = Contract.from_json(text)
+        self._path = path
         on_cuda = session.get_providers()[0] == "CUDAExecutionProvider"
         where = "CUDA" if on_cuda else f"CPU, {threads or 'all'} threads"
         self.description = f"ONNX Runtime {_import_onnxruntime().__version__}, {where}"
         self._session: Any = session
-        self._outputs = [value.name for value in session.get_outputs()]
         if self._outputs != list(self.contract.output_shapes):
             raise ContractError(f"model {path} has the outputs {', '.join(self._outputs)}, unlike its contract")
+        promised = {self.contract.input_name: self.contract.input_shape, **self.contract.output_shapes}
+        for name, shape in promised.items():
+            if shapes.get(name) != shape:
+                raise ContractError(f"model {path} has {name} {shapes.get(name)}, unlike its contract: {shape}")
 
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         if self._session is None:
@@ -47,7 +57,11 @@ class OnnxRuntimeBackend:
             if array is None or array.dtype != kind or array.shape != shape:
                 got = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise WnlbError(f"input {name} is {got}; expected {kind} {list(shape)}")
-        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+        try:
+            outputs = self._session.run(self._outputs, inputs)
+        except Exception as error:  # its exception types are not public
+            raise WnlbError(f"model {self._path} cannot be run by ONNX Runtime: {_first_line(error)}") from error
+        return dict(zip(self._outputs, outputs, strict=True))
 
     def close(self) -> None:
         self._session = None
@@ -78,10 +92,11 @@ def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, pr
     if profile_prefix:
         options.enable_profiling, options.profile_file_prefix = True, profile_prefix
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers, disabled_optimizers=_HARMFUL)
+        # On the CPU there is nothing to fall back to: it would only print that it tries again.
+        again = {"disabled_optimizers": _HARMFUL, "enable_fallback": int(len(providers) > 1)}
+        session = ort.InferenceSession(str(path), options, providers=providers, **again)
     except Exception as error:  # its exception types are not public
-        reason = str(error).strip().splitlines()[0]
-        raise WnlbError(f"model {path} cannot be opened by ONNX Runtime: {reason}") from error
+        raise WnlbError(f"model {path} cannot be opened by ONNX Runtime: {_first_line(error)}") from error
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise WnlbError("ONNX Runtime's CUDA provider does not start; its CUDA and cuDNN must be installed")
     return session
@@ -91,6 +106,10 @@ def check_threads(threads: int) -> None:
     """Raise WnlbError for a number of CPU threads that is none; 0 is one per core."""
     if not 0 <= threads <= MOST_THREADS:
         raise WnlbError(f"threads is {threads}; expected 0 (one per core) to {MOST_THREADS}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _import_onnxruntime() -> Any:

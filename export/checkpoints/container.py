@@ -9,6 +9,7 @@ import json
 import struct
 import sys
 import tarfile
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -102,7 +103,9 @@ def damage_told(path: Path, kind: str = "checkpoint file") -> Iterator[None]:
         CheckpointError: anything was raised inside that is no error of ours.
     """
     try:
-        yield
+        with warnings.catch_warnings():  # an odd escape in a damaged text
+            warnings.simplefilter("ignore")
+            yield
     except WnlbError:
         raise
     except Exception as error:
