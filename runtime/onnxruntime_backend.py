@@ -44,7 +44,7 @@ class OnnxRuntimeBackend:
         self._session: Any = session
         if self._outputs != list(self.contract.output_shapes):
             raise ContractError(f"model {path} has the outputs {', '.join(self._outputs)}, unlike its contract")
-        promised = {self.contract.input_name: self.contract.input_shape, **self.contract.output_shapes}
+        promised = {**self.contract.input_shapes, **self.contract.output_shapes}
         for name, shape in promised.items():
             if shapes.get(name) != shape:
                 raise ContractError(f"model {path} has {name} {shapes.get(name)}, unlike its contract: {shape}")

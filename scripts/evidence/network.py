@@ -238,7 +238,8 @@ def _static(model: Any, case: Case, precision: str, kernels: list[Built], contex
         for path, block in [(p, m) for p, m in graph.named_modules() if isinstance(m, DeployedBlock)]:
             if block.mode == "embedded":
                 graph.set_submodule(path, KernelBlock(block, kernels, context))
-    run, taken = _in_precision(graph, precision, context.device), None
+    content = torch.tensor([[case.height, case.width]], dtype=torch.int32, device=context.device)  # the whole frame
+    run, taken = _in_precision(lambda frame: graph(frame, content), precision, context.device), None
     if context.device == "cuda":
         run, taken = _captured(run, torch.zeros(1, case.height, case.width, 3, dtype=torch.uint8, device="cuda"))
 
