@@ -33,7 +33,12 @@ def fresh_model(config: ModelConfig, seed: int = 0, size: int = 128) -> MaskRCNN
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = model_from_config(config)
+        return enlivened(model_from_config(config), size)
+
+
+def enlivened(model: MaskRCNN, size: int = 128) -> MaskRCNN:
+    """Give any untrained Mask R-CNN on a ResNet such batch norms and predictors; it is changed and returned."""
+    with torch.no_grad():
         for _, _, block in blocks_by_level(model):
             nn.init.uniform_(block.W_z[1].weight, -0.5, 0.5)
             if block.w is not None:

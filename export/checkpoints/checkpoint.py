@@ -76,7 +76,8 @@ def read_checkpoint(
             replacement drops the name.
         overrides: fields of ``ModelConfig``.
         weights: which weights, where there are several sets (a model and its moving average): the name of the
-            dictionary that they lie in, or its path, ``"state_dict.ema_model"``. None: no average, usual names first.
+            dictionary that they lie in, a word of it, or its path, ``"state_dict.ema_model"``. None: no average,
+            usual names first.
 
     Raises:
         CheckpointError: the file is no checkpoint, or its weights do not make a Mask R-CNN; the message lists what is

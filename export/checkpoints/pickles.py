@@ -81,12 +81,10 @@ def read_pickle(
 
 def build(known: Mapping[tuple[str, str], Builder], made: Any, arguments: Any) -> Any:
     """What calling ``made`` gives: the object of a known builder, else ``Inert``."""
-    builder = known.get((made.module, made.name)) if isinstance(made, Name) else None
-    return (
-        Inert(made if isinstance(made, Name) else getattr(made, "name", "unknown"))
-        if builder is None
-        else builder(*arguments)
-    )
+    if not isinstance(made, Name):
+        return Inert(getattr(made, "name", "unknown"))
+    builder = known.get((made.module, made.name))
+    return Inert(made) if builder is None else builder(*arguments)
 
 
 class _Machine:

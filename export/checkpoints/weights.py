@@ -58,15 +58,16 @@ def weight_sets(content: Any, source: str) -> list[WeightSet]:
 
 
 def chosen(sets: list[WeightSet], wanted: str | None, source: str) -> WeightSet:
-    """The set called ``wanted``, by its whole name or a part of it; the first without one.
+    """The set called ``wanted``, by its whole name, a part or a word of it; the first without one.
 
     Raises:
         CheckpointError: none or several are called so.
     """
     if wanted is None:
         return sets[0]
-    same = [each for each in sets if each.name == wanted]
-    named = same or [each for each in sets if wanted.lower() in each.name.lower().split(".")]
+    named = [each for each in sets if each.name == wanted]
+    for separators in (r"\.", r"[._]"):  # a dictionary on the way, then a word of its name: ema of model_ema
+        named = named or [each for each in sets if wanted.lower() in re.split(separators, each.name.lower())]
     if len(named) != 1:
         listed = ", ".join(each.name for each in sets)
         several = "several weights" if named else "no weights"

@@ -1,10 +1,13 @@
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import onnx
 import pytest
+import torch
+from small_models import small_model
 
 
 def wnlb(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -95,3 +98,26 @@ def test_missing_checkpoint_and_missing_folder(tmp_path: Path, small_checkpoint_
         run = wnlb("export", checkpoint, "-o", output, "--size", "64x64", "--json")
         assert (run.returncode, run.stderr.count("\n")) == (2, 1)
         assert said in run.stderr
+
+
+def test_weights_and_settings_are_chosen_and_told(tmp_path: Path) -> None:
+    """A frozen model with several anchors a level and its average, as other people's scripts save them."""
+    model = small_model(norm="frozen", anchor_sizes=((16, 24), (32, 48), (64, 96), (128, 160), (200, 256)))
+    state = {f"module.{name}": value for name, value in model.state_dict().items()}
+    content = {"model": state, "model_ema": state.copy(), "history": {"loss": Path("x")}}
+    torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
+    options = ("-o", tmp_path / "m.onnx", "--size", "64x64", "--masks", "none", "--weights", "ema")
+    refused = wnlb("export", tmp_path / "c.pth", *options)
+    assert refused.returncode == 2
+    assert "6 anchors per position" in refused.stderr
+    proposed = [word for word in shlex.split(refused.stderr[refused.stderr.index("--set") :]) if word != "--set"]
+    again = [word for setting in proposed for word in ("--set", setting)]
+    refused = wnlb("export", tmp_path / "c.pth", *options[:-1], "swa", *again)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "no weights named 'swa'; expected one of model, model_ema" in refused.stderr
+    run = wnlb("export", tmp_path / "c.pth", *options, *again)
+    assert run.returncode == 0, run.stderr
+    assert "weights: model_ema; also there: model (--weights NAME)" in run.stdout
+    assert "--set norm_eps=0" in run.stdout
+    contract = json.loads(wnlb("inspect", tmp_path / "m.onnx", "--json").stdout)["contract"]
+    assert contract["checkpoint_weights"] == "model_ema"

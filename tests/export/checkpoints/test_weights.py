@@ -114,7 +114,8 @@ def test_a_model_and_its_average(tmp_path: Path, state: State, average: State, c
     found = read(tmp_path / "c.pth")
     assert (found.weights, found.others) == (model, (ema,))
     assert_are(found, state)
-    for name in (ema, ema.split(".")[-1]):
+    words = [word for word in re.split(r"[._]", ema) if word.lower() in ("ema", "shadow", "teacher")]
+    for name in (ema, ema.split(".")[-1], words[-1]):
         assert_are(read(tmp_path / "c.pth", weights=name), average)
     named = read(tmp_path / "c.pth", weights=model)
     assert (named.weights, named.others) == (model, (ema,))
