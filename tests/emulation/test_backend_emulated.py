@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import threading
 from collections.abc import Callable
@@ -38,7 +39,8 @@ def test_the_outputs_are_onnx_runtimes(
     )
     launches = driver.emulatedLaunches()
     for number, image in enumerate(images(4)):
-        found, expected = backend.run(whole(image)), reference.run(whole(image))
+        inputs = {"image": image, "content": np.array([[64, 96 - 20 * number], [20 * number, 96]], np.int32)}
+        found, expected = backend.run(inputs), reference.run(inputs)
         assert list(found) == list(expected)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value)
@@ -49,6 +51,24 @@ def test_the_outputs_are_onnx_runtimes(
     backend.close()
     with pytest.raises(WnlbError, match="closed"):
         backend.run(whole(images(1)[0]))
+
+
+def test_an_engine_of_format_1_takes_its_image_alone(tmp_path: Path, driver: Any, trt: Any) -> None:
+    planted = Path(os.environ["EMULATED_MODEL_OF_FORMAT_1"])
+    reference, backend = OnnxRuntimeBackend(planted, device="cpu"), TensorRtBackend(engine_from(planted, tmp_path))
+    assert backend.contract.input_shapes == {"image": (2, 64, 96, 3)}
+    for image in images(3):
+        found, expected = backend.run({"image": image}), reference.run({"image": image})
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+    backend.close()
+
+
+def test_an_input_that_is_absent_is_named(planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    backend = TensorRtBackend(engine_from(planted, tmp_path))
+    with pytest.raises(WnlbError, match=r"input content is absent; expected int32 \[2, 2\]"):
+        backend.run({"image": images(1)[0]})
+    backend.close()
 
 
 def backend_memory(name: str) -> str:

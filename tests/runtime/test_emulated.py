@@ -6,19 +6,28 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 
 from wnlb.export.onnx_file.fuse import fuse_attention
+from wnlb.runtime.contract import Contract
 
 FOLDER = Path(__file__).parents[1] / "emulation"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.mark.parametrize("part", ["test_backend_emulated.py", "test_build_emulated.py", "test_timing_emulated.py"])
-def test_on_an_emulated_gpu(part: str, planted_model_path: Path, small_model_path: Path, tmp_path: Path) -> None:
+def test_on_an_emulated_gpu(
+    part: str,
+    planted_model_path: Path,
+    planted_model: Callable[..., Path],
+    make_contract: Callable[..., Contract],
+    small_model_path: Path,
+    tmp_path: Path,
+) -> None:
     model = onnx.load(small_model_path)
     assert fuse_attention(model)
     onnx.save(model, tmp_path / "fused.onnx")
@@ -26,6 +35,7 @@ def test_on_an_emulated_gpu(part: str, planted_model_path: Path, small_model_pat
         **os.environ,
         "EMULATED_FOLDER": str(tmp_path),
         "EMULATED_MODEL": str(planted_model_path),
+        "EMULATED_MODEL_OF_FORMAT_1": str(planted_model(tmp_path / "1.onnx", make_contract(batch=2, format=1))),
         "EMULATED_FUSED_MODEL": str(tmp_path / "fused.onnx"),
     }
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_ADDOPTS"):
@@ -42,6 +52,8 @@ def test_on_an_emulated_gpu(part: str, planted_model_path: Path, small_model_pat
         os.devnull,
         "--rootdir",
         str(FOLDER),
+        "-o",
+        f"pythonpath={FOLDER.parent}",
     ]
     command = [sys.executable, "-m", "pytest", *options, "--confcutdir", str(FOLDER), str(FOLDER / part)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

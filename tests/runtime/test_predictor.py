@@ -229,6 +229,14 @@ def test_a_wrong_input_is_refused(planted_model_path, image):
         open_backend(planted_model_path, device="cpu").run(inputs)
 
 
+def test_a_file_of_format_1_runs_as_before(tmp_path, planted_model, make_contract):
+    path = planted_model(tmp_path / "old.onnx", make_contract(batch=2, format=1, pad_rgb=(255, 255, 255)))
+    with Predictor(path, device="cpu") as predictor:
+        found = predictor(np.zeros((64, 48, 3), np.uint8))
+    assert found.scores[0] == pytest.approx(0.5)  # half of what it sees is its padding
+    np.testing.assert_array_equal(found.boxes, [[8, 16, 40, 48], [32, 0, 48, 64]])
+
+
 def test_a_closed_backend_says_so(planted_model_path):
     backend = open_backend(planted_model_path, device="cpu")
     predictor = Predictor(backend)
