@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from mutations import mutated
+from mutations.damage import mutated
 
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import WnlbError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from mutations import mutated
+from mutations.damage import mutated
 from small_models import small_model
 from torch import Tensor
 
