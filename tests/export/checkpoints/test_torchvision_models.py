@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fresh_checkpoint import enlivened
+from model_inputs import whole
 from torch import nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -21,7 +22,8 @@ from wnlb.export.checkpoints.dialect import infer_config
 from wnlb.export.command import _override
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.onnx_file.export_onnx import export_onnx
-from wnlb.export.onnx_file.verify import dark_scene, eager_detections, match
+from wnlb.export.onnx_file.reference import eager_detections, match
+from wnlb.export.onnx_file.verify import dark_scene
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import CheckpointError, GraphError, WnlbError
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
@@ -56,7 +58,7 @@ def assert_same(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> N
 
 def graph_detections(model: MaskRCNN) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        outputs = DeployGraph(model, ExportOptions(*SIZE))(torch.from_numpy(FRAME))
+        outputs = DeployGraph(model, ExportOptions(*SIZE))(*map(torch.from_numpy, whole(FRAME).values()))
     names = ("boxes", "scores", "labels", "masks", "count")
     return {name: value[0].numpy() for name, value in zip(names, outputs, strict=True)}
 
@@ -101,7 +103,7 @@ def test_own_choices_are_exported_exactly(tmp_path: Path, own_choices: tuple[Mas
     assert (config.mask_classes, config.anchors_per_position) == (91, 4)
     report = export_onnx(model, tmp_path / "m.onnx", ExportOptions(*SIZE, post_nms_top_n=200, detections=30))
     assert report.contract.mean == (0.1, 0.2, 0.3)
-    found = OnnxRuntimeBackend(tmp_path / "m.onnx", device="cpu", threads=1).run({"image": FRAME})
+    found = OnnxRuntimeBackend(tmp_path / "m.onnx", device="cpu", threads=1).run(whole(FRAME))
     ours = {name: value[0] for name, value in found.items()}
     assert_same(torchvision_detections(theirs), ours)
     eager = eager_detections(theirs, FRAME)[0][0]
