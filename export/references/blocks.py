@@ -72,11 +72,12 @@ def _aggregated(weights: Weights, x: Tensor, names: list[str], mode: str, scaled
     if f"{theta_name}.weight" not in weights:
         theta = phi = positions(x)
         pair = _softmax
-    else:
+    elif f"{f_name}.weight" not in weights:
         theta, phi = positions(conv(weights, theta_name, x)), positions(conv(weights, phi_name, x))
         pair = {"embedded": _softmax, "dot": _product}[mode]
-        theta = theta / theta.shape[2] ** 0.5 if scaled and pair is _softmax else theta
-    if f"{f_name}.weight" in weights:  # W_f [theta_i, phi_j] = W_f[:d] theta_i + bias + W_f[d:] phi_j
+        theta = theta / theta.shape[2] ** 0.5 if scaled and mode == "embedded" else theta
+    else:  # W_f [theta_i, phi_j] + bias = (W_f[:d] theta_i + bias) + W_f[d:] phi_j
+        theta, phi = positions(conv(weights, theta_name, x)), positions(conv(weights, phi_name, x))
         w_f, bias = weights[f"{f_name}.weight"].flatten(), weights.get(f"{f_name}.bias")
         theta = theta @ w_f[: theta.shape[2], None] + (0 if bias is None else bias)  # [N, P, 1]
         phi = phi @ w_f[phi.shape[2] :, None]
