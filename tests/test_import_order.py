@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ ROOMS = {
     "export.checkpoints": {"export"},
     "export.graph": {"export"},
     "export.onnx_file": {"export", "export.checkpoints", "export.graph"},
+    "export.references": set(),  # what verification trusts shares no code with what it verifies
     "runtime.engine": {"runtime"},
     "runtime.live": {"runtime"},
     "runtime.profile": {"runtime", "runtime.engine"},
@@ -170,6 +172,16 @@ def test_rooms_import_in_one_direction() -> None:
         if other.name.split(".")[0] == name.split(".")[0] and place_of(other.name) not in ROOMS[room] | {room}
     }
     assert found == set()
+
+
+def test_references_stand_on_their_own() -> None:
+    """They judge the graph: of ours they import only the exceptions, else PyTorch, torchvision and NumPy."""
+    for name, path in PATHS.items():
+        if place_of(name) == "export.references":
+            ours = {one.name for one in IMPORTS[name] if place_of(one.name) != "export.references"}
+            assert ours <= {"runtime.errors"}, name
+            outside = {each.split(".")[0] for each in re.findall(r"^(?:from|import) (\S+)", path.read_text(), re.M)}
+            assert outside <= {*sys.stdlib_module_names, "numpy", "torch", "torchvision", "wnlb"}, name
 
 
 def test_what_stands_at_the_top_of_the_export_imports_no_room() -> None:

@@ -1,0 +1,72 @@
+"""Small Mask R-CNNs as mmdetection and detectron2 name their weights: a torchvision model of ours under other names."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from small_models import small_model
+from torch import Tensor
+
+# torchvision's name -> mmdetection's; the background is the first class there and the last here.
+_MMDET = (
+    (r"^backbone\.body\.", "backbone."),
+    (r"^backbone\.fpn\.inner_blocks\.(\d)\.0", r"neck.lateral_convs.\1.conv"),
+    (r"^backbone\.fpn\.layer_blocks\.(\d)\.0", r"neck.fpn_convs.\1.conv"),
+    (r"^backbone\.fpn\.(lateral|output)\.", r"neck.\1."),
+    (r"^rpn\.head\.conv\.0\.0", "rpn_head.rpn_conv"),
+    (r"^rpn\.head\.cls_logits", "rpn_head.rpn_cls"),
+    (r"^rpn\.head\.bbox_pred", "rpn_head.rpn_reg"),
+    (r"^roi_heads\.box_head\.fc6", "roi_head.bbox_head.shared_fcs.0"),
+    (r"^roi_heads\.box_head\.fc7", "roi_head.bbox_head.shared_fcs.1"),
+    (r"^roi_heads\.box_predictor\.cls_score", "roi_head.bbox_head.fc_cls"),
+    (r"^roi_heads\.box_predictor\.bbox_pred", "roi_head.bbox_head.fc_reg"),
+    (r"^roi_heads\.mask_head\.(\d)\.0", r"roi_head.mask_head.convs.\1.conv"),
+    (r"^roi_heads\.mask_predictor\.conv5_mask", "roi_head.mask_head.upsample"),
+    (r"^roi_heads\.mask_predictor\.mask_fcn_logits", "roi_head.mask_head.conv_logits"),
+)
+_DETECTRON2 = (
+    (r"^backbone\.conv1\.", "backbone.bottom_up.stem.conv1."),
+    (r"^backbone\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
+    (r"^backbone\.layer(\d)\.", lambda m: f"backbone.bottom_up.res{int(m[1]) + 1}."),
+    (r"^(backbone\.bottom_up\.res\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"^neck\.lateral_convs\.(\d)\.conv", lambda m: f"backbone.fpn_lateral{int(m[1]) + 2}"),
+    (r"^neck\.fpn_convs\.(\d)\.conv", lambda m: f"backbone.fpn_output{int(m[1]) + 2}"),
+    (r"^neck\.(lateral|output)\.", r"backbone.\1."),
+    (r"^rpn_head\.rpn_conv", "proposal_generator.rpn_head.conv"),
+    (r"^rpn_head\.rpn_cls", "proposal_generator.rpn_head.objectness_logits"),
+    (r"^rpn_head\.rpn_reg", "proposal_generator.rpn_head.anchor_deltas"),
+    (r"^roi_head\.bbox_head\.shared_fcs\.(\d)", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}"),
+    (r"^roi_head\.bbox_head\.fc_cls", "roi_heads.box_predictor.cls_score"),
+    (r"^roi_head\.bbox_head\.fc_reg", "roi_heads.box_predictor.bbox_pred"),
+    (r"^roi_head\.mask_head\.convs\.(\d)\.conv", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}"),
+    (r"^roi_head\.mask_head\.upsample", "roi_heads.mask_head.deconv"),
+    (r"^roi_head\.mask_head\.conv_logits", "roi_heads.mask_head.predictor"),
+)
+
+
+def small_mmdet_state(dtype: torch.dtype = torch.float64, **fields: object) -> dict[str, Tensor]:
+    """mmdetection's state dict of ``small_model``: a narrow ResNet-18 with LIS's eight classes and four blocks."""
+    state = _renamed(small_model(**fields).state_dict(), _MMDET)
+    for name, rows in (("bbox_head.fc_cls", 1), ("bbox_head.fc_reg", 4), ("mask_head.conv_logits", 1)):
+        for kind in ("weight", "bias"):
+            value = state[f"roi_head.{name}.{kind}"]
+            background = value[:rows] if name == "bbox_head.fc_cls" else value[:0]
+            state[f"roi_head.{name}.{kind}"] = torch.cat([value[rows:], background])
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+
+
+def detectron2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights, by detectron2's names."""
+    return _renamed(state, _DETECTRON2)
+
+
+def _renamed(state: dict[str, Tensor], table: tuple) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        for pattern, replacement in table:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return renamed
