@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.settings import NO_STYLE, DetectorSettings, Triple, shown
+from wnlb.export.checkpoints.settings import NO_STYLE, DetectorSettings, Triple, backbone_name, shown
 from wnlb.export.checkpoints.yaml_data import data_from_yaml
 from wnlb.runtime.errors import CheckpointError
 
@@ -107,8 +107,7 @@ class _Reader:
         depth = resnets.expect("DEPTH", 18, 34, 50, 101, 152, default=50)
         groups, width = resnets.count("NUM_GROUPS", 1), resnets.count("WIDTH_PER_GROUP", 64)
         in_1x1 = resnets.truth("STRIDE_IN_1X1", True)
-        plain = groups == 1 and width == 64
-        name = f"resnet{depth}" if plain else f"resnext{depth}_{groups}x{width}d"
+        name = backbone_name(depth, groups, width)
         resnets.expect("NORM", *NORMS, default="FrozenBN")
         resnets.required("OUT_FEATURES", ("res4",), STAGES)
         resnets.only("RES5_DILATION", 1)

@@ -12,7 +12,7 @@ from typing import Any
 from wnlb.export.checkpoints.mmdet_pipeline import Preparation, preparation
 from wnlb.export.checkpoints.python_data import data_from_file, data_from_text
 from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.settings import NO_STYLE, DetectorSettings, shown
+from wnlb.export.checkpoints.settings import NO_STYLE, DetectorSettings, backbone_name, shown
 from wnlb.runtime.errors import CheckpointError
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -153,8 +153,7 @@ class _Reader:
         eps = self.norm(section, {"type": "BN"})
         section.ignore(*_TRAINING, "frozen_stages", "norm_eval", "with_cp", "zero_init_residual", "stage_with_dcn")
         self.finish(section, "backbone_type")
-        plain = groups == 1 and width == 64
-        backbone = f"resnet{depth}" if plain else f"resnext{depth}_{groups}x{width}d"
+        backbone = backbone_name(depth, groups, width)
         if kind == "ResNetAdaD":
             style = "caffe"  # its downsampling layers have the strides, as in the other class in the style caffe
         return backbone, "pytorch" if backbone in NO_STYLE else style, eps
@@ -341,7 +340,8 @@ class _Reader:
 
 def _dictionaries_of(kind: str, value: Any) -> list[Mapping[str, Any]]:
     """All dictionaries of one type inside a value."""
-    found, left, seen = [], [value], set()
+    found: list[Mapping[str, Any]] = []
+    left, seen = [value], set()
     while left:
         one = left.pop()
         if id(one) in seen or not isinstance(one, (dict, list, tuple)):

@@ -124,6 +124,13 @@ class DetectorSettings:
         return {name: value for name, value in fields.items() if value}
 
 
+def backbone_name(depth: int, groups: int, width: int) -> str:
+    """torchvision's name of a ResNet with so many groups of so many channels in the first stage."""
+    if groups == 1:
+        return {64: f"resnet{depth}", 128: f"wide_resnet{depth}_2"}.get(width, f"resnet{depth}_{width}d")
+    return f"resnext{depth}_{groups}x{width}d"
+
+
 def shown(value: Any) -> str:
     """A value for a message, however large it is: at most 80 characters, in one line."""
     text = _repr(value, 3)

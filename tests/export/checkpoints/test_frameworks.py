@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wnlb.export.checkpoints.frameworks import settings_for
-from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings
+from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings, backbone_name
 from wnlb.export.model import ModelConfig
 from wnlb.runtime.errors import CheckpointError
 
@@ -91,3 +91,10 @@ def test_the_model_is_built_with_the_same_settings() -> None:
     settings = TORCHVISION.with_overrides({"block_mode": "dot", "norm_eps": 1e-3, "class_names": ["a"]})
     config = ModelConfig(2, **settings.model_fields())
     assert (config.mode, config.norm_eps, config.class_names) == ("dot", 1e-3, ("a",))
+
+
+def test_backbones_have_torchvision_s_names() -> None:
+    assert backbone_name(50, 1, 64) == "resnet50"
+    assert backbone_name(50, 1, 128) == "wide_resnet50_2"
+    assert backbone_name(101, 64, 4) == "resnext101_64x4d"
+    assert backbone_name(101, 32, 4) == "resnext101_32x4d"  # which torchvision has no function for
