@@ -1,0 +1,149 @@
+"""From the checkpoint of any framework to torchvision's names and the settings that weights do not tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from wnlb.export.checkpoints import (
+    detectron2_config,
+    mmdet_config,
+    names_detectron2,
+    names_mmdet,
+    names_torchvision_v2,
+)
+from wnlb.export.checkpoints.dialect import canonical_state
+from wnlb.export.checkpoints.foreign_blocks import block_home, block_paths, block_weights
+from wnlb.export.checkpoints.name_table import renamed
+from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings
+from wnlb.runtime.errors import CheckpointError
+
+TABLES = {
+    "mmdetection": names_mmdet.TABLE,
+    "detectron2": names_detectron2.TABLE,
+    "torchvision_v2": names_torchvision_v2.TABLE,
+}
+# A weight that only one framework calls so.
+_MARKS = {
+    "mmdetection": "roi_head.bbox_head.fc_cls.weight",
+    "detectron2": "backbone.bottom_up.stem.conv1.weight",
+    "torchvision_v2": "backbone.fpn.inner_blocks.0.1.weight",
+    "torchvision": "backbone.body.conv1.weight",
+}
+_REFUSED = (
+    (r"(^|\.)roi_head\.bbox_head\.\d\.fc_cls\.weight$", "a cascade of mmdetection"),
+    (r"^(module\.)?bbox_head\.fc_cls\.weight$", "an mmdetection 1.x network, whose boxes are counted otherwise"),
+    (
+        r"^(module\.)?(neck\.lateral_convs|bbox_head|mask_head|panoptic_head)\.",
+        "an mmdetection network of another kind",
+    ),
+    (r"(^|\.)backbone\.(stem\.conv1|res[2-5]\.\d+\.conv1)\.weight$", "a detectron2 network without FPN"),
+    (r"^(conv1_w|res2_0_branch2a_w|fpn_inner_res\w+_w)$", "a Detectron or Caffe2 network ('matching_heuristics')"),
+)
+# Parts whose class may be one of the user's own: what they are to be read as.
+TYPES = ("detector", "backbone", "neck", "rpn_head", "roi_head", "bbox_head", "mask_head")
+
+
+def recognise(names: Iterable[str]) -> str:
+    """The framework that a checkpoint's weights are named after: "mmdetection", "detectron2", "torchvision_v2",
+    "torchvision", or "" where it is none of them.
+
+    Raises:
+        CheckpointError: it is one of which another version or network is supported.
+    """
+    known = list(names)
+    for framework, mark in _MARKS.items():
+        if any(name == mark or name.endswith(f".{mark}") for name in known):
+            return framework
+    for pattern, what in _REFUSED:
+        found = next((name for name in known if re.search(pattern, name)), None)
+        if found:
+            raise CheckpointError(
+                f"weight {found} is of {what}; supported is Mask R-CNN with FPN of torchvision, mmdetection 2.x and "
+                "3.x, and detectron2"
+            )
+    return ""
+
+
+def settings_for(
+    framework: str,
+    content: Any,
+    source: str,
+    config: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> DetectorSettings:
+    """Everything that the weights do not tell.
+
+    Args:
+        framework: as ``recognise`` gives it.
+        content: what the checkpoint holds, of which ``meta`` is looked at.
+        source: its name, for messages.
+        config: the configuration that it was trained with; goes before the one in the checkpoint.
+        overrides: fields of ``DetectorSettings``, and classes of the user's own: ``{"backbone_type": "ResNet"}``.
+
+    Raises:
+        CheckpointError: something is not known, not told, or not supported exactly.
+    """
+    overrides = dict(overrides or {})
+    types = {name: overrides.pop(name) for name in [f"{part}_type" for part in TYPES] if name in overrides}
+    for name, value in types.items():
+        if not isinstance(value, str):
+            raise CheckpointError(f"{name} is {value!r}; expected the name of a class")
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    meta = meta if isinstance(meta, Mapping) else {}
+    settings = TORCHVISION if framework.startswith("torchvision") else DetectorSettings(framework)
+    if framework == "mmdetection":
+        names = mmdet_config.class_names_from_meta(meta)
+        told = (
+            mmdet_config.settings_from_file(config, types)
+            if config
+            else mmdet_config.settings_from_meta(meta, source, types)
+        )
+        settings = (told or settings).with_overrides({"class_names": names} if names else {})
+    elif framework == "detectron2" and config:
+        settings = detectron2_config.settings_from_file(config, types)
+    elif config:
+        raise CheckpointError(f"configuration {config} is given; expected one for mmdetection or detectron2 alone")
+    return settings.with_overrides(overrides).complete(source)
+
+
+def torchvision_state(
+    state: Mapping[str, Tensor],
+    framework: str,
+    settings: DetectorSettings,
+    source: str,
+    placement: str | None = None,
+) -> dict[str, Tensor]:
+    """The weights under the names, and in the form, that ``wnlb.export.model`` gives them.
+
+    Args:
+        framework: as ``recognise`` gives it.
+        placement: of blocks whose names do not tell it, "inline" or "lateral".
+
+    Raises:
+        CheckpointError: weights are missing, superfluous or misshapen, or of something that is not supported.
+    """
+    if framework not in TABLES:
+        return canonical_state(state, source)
+    table, mark = TABLES[framework], _MARKS[framework]
+    prefix = next((name[: -len(mark)] for name in state if name == mark or name.endswith(f".{mark}")), "")
+    own = {name.removeprefix(prefix): value for name, value in state.items()}
+    own = table.prepare(own)
+    blocks: dict[str, Tensor] = {}
+    for path in block_paths(own):
+        home = block_home(path, table.block_homes, placement, source)
+        values = block_weights(own, path, settings.block_mode, settings.non_local_scaled)
+        blocks.update({f"{home}.{name}": value for name, value in values.items()})
+        own = {name: value for name, value in own.items() if not name.startswith(f"{path}.")}
+    made = renamed(own, table, source)
+    scores, boxes = (made.get(f"rpn.head.{name}.weight") for name in ("cls_logits", "bbox_pred"))
+    if scores is not None and boxes is not None and 4 * scores.shape[0] != boxes.shape[0]:
+        raise CheckpointError(
+            f"checkpoint {source}: its RPN has {scores.shape[0]} scores for {boxes.shape[0]} box offsets; expected one "
+            "for four: sigmoid scores, which alone are supported"
+        )
+    return canonical_state({**made, **blocks}, source)
