@@ -17,6 +17,7 @@ from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import sha256_of
 from wnlb.runtime.table import human_bytes, table
+from wnlb.runtime.text_file import read_names
 
 if TYPE_CHECKING:
     from wnlb.export.checkpoints.checkpoint import LoadedCheckpoint
@@ -58,7 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", required=True, metavar="HxW", help="input size in pixels, multiples of 32, e.g. 416x608"
     )
-    parser.add_argument("--classes", type=Path, metavar="FILE", help="class names, one a line, without background")
+    names = "class names without background: one a line, a JSON list, or COCO's annotations"
+    parser.add_argument("--classes", type=Path, metavar="FILE", help=names)
     parser.add_argument("--precision", choices=("fp32",), default="fp32", help="of the file (default: fp32)")
 
     _add_graph_arguments(parser.add_argument_group("graph"), defaults)
@@ -160,7 +162,7 @@ def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     overrides = dict(_override(text) for text in arguments.overrides)
-    names = _class_names(arguments.classes) if arguments.classes else ()
+    names = read_names(arguments.classes) if arguments.classes else ()
     if not arguments.output.parent.is_dir():
         raise WnlbError(f"folder {arguments.output.parent} does not exist; create it or choose another output")
     hidden = arguments.json or None  # None: where stderr is no terminal
@@ -247,16 +249,6 @@ def _override(text: str) -> tuple[str, Any]:
         return name.strip(), json.loads(value)
     except ValueError:
         return name.strip(), value.strip()
-
-
-def _class_names(path: Path) -> tuple[str, ...]:
-    try:
-        names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise WnlbError(f"class names {path} cannot be read: {error}") from error
-    if not names:
-        raise WnlbError(f"class names {path} is empty; expected one name a line")
-    return names
 
 
 def _coco_names(num_classes: int) -> tuple[str, ...]:

@@ -6,15 +6,17 @@ Such a module has ``add_arguments(parser)`` and ``run(arguments) -> exit code``.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import os
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
-from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.errors import PictureWarning, WnlbError
 
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
@@ -91,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 importlib.import_module(module).add_arguments(subparser)
         arguments = parser.parse_args(argv)
         arguments.command_line = shlex.join(["wnlb", *argv])  # for reports: how to get them again
-        code = importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
+        with _told_warnings(f"wnlb {chosen}"):
+            code = importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)
         sys.stdout.flush()
         return int(code)
     except WnlbError as error:
@@ -116,6 +119,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"wnlb {chosen}: error: OpenCV: {getattr(error, 'err', '') or error}", 2)
     except KeyboardInterrupt:
         return _refuse(f"wnlb {chosen}: interrupted", 130)
+
+
+@contextlib.contextmanager
+def _told_warnings(command: str) -> Iterator[None]:
+    """What is said of pictures becomes a line of ours on standard error, each once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", PictureWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if issubclass(category, PictureWarning):
+                print(" ".join(f"{command}: {message}".split()), file=sys.stderr)
+            else:
+                others(message, category, *where)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def _refuse(line: str, code: int) -> int:

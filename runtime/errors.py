@@ -28,6 +28,10 @@ class PictureError(WnlbError):
     """A picture, video or camera that cannot be read."""
 
 
+class PictureWarning(UserWarning):
+    """Something about pictures that a user should know, though they are read; the command tells it in one line."""
+
+
 class GraphError(WnlbError):
     """An ONNX graph that breaks the rules of a deployable one."""
 

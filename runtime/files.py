@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -10,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wnlb.runtime.errors import WnlbError
+
+# What every other file of this output meets as well.
+_ENDS_ALL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.EMFILE, errno.ENFILE)
+_STEM = 40  # characters of a name that its temporary file shows: a name may be as long as the file system allows
 
 
 @contextlib.contextmanager
@@ -20,13 +25,13 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         WnlbError: the folder does not exist, cannot be written, or the disk is full.
     """
     target = Path(target)
-    if target.is_dir():
-        raise WnlbError(f"{target} is a folder; expected the name of a file to write")
-    if not target.parent.is_dir():
-        raise WnlbError(f"folder {target.parent} does not exist; create it or choose another output")
     # Named before it is made, so that an interrupt in between leaves nothing.
-    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:_STEM]}.{secrets.token_hex(4)}{target.suffix}")
     try:
+        if target.is_dir():
+            raise WnlbError(f"{target} is a folder; expected the name of a file to write")
+        if not target.parent.is_dir():
+            raise WnlbError(f"folder {target.parent} does not exist; create it or choose another output")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
@@ -36,6 +41,21 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # a folder that is gone, a name that is too long: told above
             temporary.unlink()
+
+
+def ends_all(error: WnlbError) -> bool:
+    """Whether a failure of ``atomic_path`` or ``make_folder`` is one of the disk, not of this file alone."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _ENDS_ALL
+
+
+def name_for_opencv(path: Path | str) -> str:
+    """A path as text. Raises WnlbError where it is not UTF-8: OpenCV's videos would end the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        raise WnlbError(f"video {shown} has a name that is not UTF-8; rename it or its folder") from error
+    return str(path)
 
 
 def make_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from wnlb.runtime.coco import CocoDocument
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
-from wnlb.runtime.files import atomic_path, make_folder
+from wnlb.runtime.files import atomic_path, ends_all, make_folder
 from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.video_file import VideoFile
 from wnlb.runtime.live.window import Window
@@ -28,6 +28,7 @@ from wnlb.runtime.source import Frame, Source, open_source
 from wnlb.runtime.table import table
 
 STAGES = ("read", "prepare", "infer", "paste", "write")
+JPEG_SIDE = 65500  # of libjpeg; the format itself ends at 65535
 _DESCRIPTION = """\
 Detect on pictures and write what was found: one overlay for each picture (a video for a video or camera) and
 detections.json, in COCO's format with run-length encoded masks.
@@ -52,13 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", type=Path, metavar="ONNX", help="open an engine without manifest, built from this ONNX file of ours"
     )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        default=0,
+        metavar="N",
+        help="that values of 16-bit pictures have, e.g. 12 (default: found out)",
+    )
     parser.add_argument("--show", action="store_true", help="also show each overlay in a window; q ends")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
 
 def run(arguments: argparse.Namespace) -> int:
     window = Window("leave it out and look at the written overlays") if arguments.show else None
-    source = open_source(arguments.source)
+    source = open_source(arguments.source, arguments.bits)
     output: Path = arguments.output
     _prepare_output(output, source)
     options = {"score_threshold": arguments.score_threshold, "device": arguments.device, "threads": arguments.threads}
@@ -75,14 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
                         break
             except KeyboardInterrupt:
                 if not source.is_video:
+                    session.abandon()
                     raise
-            finally:
-                session.finish()
+            except BaseException:
+                session.abandon()
+                raise
+            session.finish()
         if not session.frame_sizes and session.failures:
-            raise PictureError(session.failures[0] if len(source) == 1 else _failures(session.failures))
+            raise PictureError(session.failures[0] if len(source) == 1 else session.all_failed())
         if not arguments.quiet:
             print(session.summary(output))
-    for line in session.failures:
+    for line in [*session.failures, *session.remarks()]:
         print(f"wnlb predict: {line}", file=sys.stderr)
     return 3 if session.failures else 0
 
@@ -94,6 +105,7 @@ class _Session:
         self.predictor, self.source, self.output, self.window = predictor, source, output, window
         self.document = CocoDocument(predictor.contract.class_names)
         self.failures: list[str] = []
+        self.unwritten = 0  # of the failures
         self.frame_sizes: list[tuple[int, int]] = []
         self.found: Counter[str] = Counter()
         self.times_ms: defaultdict[str, list[float]] = defaultdict(list)
@@ -129,13 +141,23 @@ class _Session:
 
     def _predict(self, batch: list[Frame]) -> Iterator[str]:
         pictures = [frame.pixels for frame in batch if frame.pixels is not None]
-        for pixels in pictures:
-            if hint := self._hint.about(*pixels.shape[:2]):
-                tqdm.write(f"wnlb predict: {hint}", file=sys.stderr)
-        found = self.predictor.predict_batch(pictures)
+        try:
+            found = self.predictor.predict_batch(pictures)
+        except (PictureError, cv2.error) as error:  # of one size of picture: it must not cost its neighbours
+            if len(batch) > 1:
+                for frame in batch:
+                    yield from self._predict([frame])
+            elif self.source.is_video:
+                raise
+            else:
+                self.failures.append(f"picture {batch[0].name} cannot be prepared: {error}")
+                yield batch[0].name
+            return
         for stage, ms in self.predictor.times_ms.items():
             self.times_ms[stage] += [ms / len(batch)] * len(batch)
         for frame, pixels, detections in zip(batch, pictures, found, strict=True):
+            if hint := self._hint.about(*pixels.shape[:2]):
+                tqdm.write(f"wnlb predict: {hint}", file=sys.stderr)
             started = time.perf_counter()
             self._write(frame.name, pixels, detections)
             self.times_ms["write"].append(1e3 * (time.perf_counter() - started))
@@ -143,18 +165,29 @@ class _Session:
 
     def _write(self, name: str, pixels: NDArray[np.uint8], detections: Detections) -> None:
         names = self.predictor.contract.class_names
+        try:
+            overlay = draw(pixels, detections, names)
+            self._write_overlay(name, overlay)
+        except (WnlbError, cv2.error, MemoryError) as error:
+            if self.source.is_video or (isinstance(error, WnlbError) and ends_all(error)):
+                raise
+            told = isinstance(error, WnlbError)
+            self.failures.append(str(error) if told else f"overlay of picture {name} cannot be drawn: {error}")
+            self.unwritten += 1
+            return
         self.document.add(name, detections)
         self.frame_sizes.append((pixels.shape[0], pixels.shape[1]))
         self.found.update(names[label - 1] for label in detections.labels.tolist())
-        overlay = draw(pixels, detections, names)
-        if self.source.is_video:
-            if self._video is None:
-                self._video = VideoFile(self.output / f"{name.rpartition('_')[0]}.mp4", self.source.fps)
-            self._video.write(overlay)
-        else:
-            _write_picture(self.output / name, overlay)
         if self.window:
             self.stopped = self.window.show(overlay, wait=not self.source.is_video)
+
+    def _write_overlay(self, name: str, overlay: NDArray[np.uint8]) -> None:
+        if not self.source.is_video:
+            _write_picture(self.output, name, overlay, self.source.paths)
+            return
+        if self._video is None:
+            self._video = VideoFile(self.output / f"{name.rpartition('_')[0]}.mp4", self.source.fps)
+        self._video.write(overlay)
 
     def finish(self) -> None:
         """Close the video and write detections.json, unless nothing could be read."""
@@ -166,6 +199,25 @@ class _Session:
             with atomic_path(self.output / "detections.json") as temporary:
                 temporary.write_text(self.document.to_json())
 
+    def abandon(self) -> None:
+        """After an error: no half video, no half detections.json."""
+        if self._video is not None:
+            self._video.discard()
+        if self.window:
+            self.window.close()
+
+    def all_failed(self) -> str:
+        """One line for a source of which nothing came out."""
+        what = "read and written" if self.unwritten else "read"
+        return f"none of {len(self.failures)} pictures can be {what}; the first: {self.failures[0]}"
+
+    def remarks(self) -> list[str]:
+        """A video that ended before its end, though not by the user."""
+        stated, done = len(self.source), len(self.frame_sizes)
+        if not self.source.is_video or done >= stated or not self.source.at_end:
+            return []
+        return [f"video {next(iter(self.source.paths))} ended after {done} of the {stated} frames that its file states"]
+
     def summary(self, output: Path) -> str:
         """Counts, and the time of each stage."""
         frames = len(self.frame_sizes)
@@ -176,7 +228,8 @@ class _Session:
             for stage, times in stages.items()
         ]
         total = sum(float(np.mean(times)) for times in stages.values())
-        failed = f", {len(self.failures)} could not be read" if self.failures else ""
+        counts = {"read": len(self.failures) - self.unwritten, "written": self.unwritten}
+        failed = "".join(f", {count} could not be {what}" for what, count in counts.items() if count)
         return "\n".join(
             [
                 f"{frames} frame{'s' * (frames != 1)}{failed}; detections: {classes}",
@@ -198,17 +251,31 @@ def _prepare_output(output: Path, source: Source) -> None:
     make_folder(output)
 
 
-def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    """As JPEG, or as PNG where the original was one."""
-    suffix = ".png" if path.suffix.lower() == ".png" else ".jpg"
-    path = path if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.with_name(path.name + suffix)
-    encoded, data = cv2.imencode(suffix, picture)
+def _write_picture(output: Path, name: str, picture: NDArray[np.uint8], names: Collection[str]) -> None:
+    """As JPEG, or as PNG where the original was one or JPEG cannot hold it.
+
+    Args:
+        name: of the picture; its overlay has the same, with the suffix added where it is of neither format.
+        names: of all pictures; none of the others' overlays is overwritten.
+
+    Raises:
+        WnlbError: it cannot be encoded or written.
+    """
+    own = Path(name).suffix.lower()
+    jpeg = own != ".png" and max(picture.shape[:2]) <= JPEG_SIDE
+    suffix = ".jpg" if jpeg else ".png"
+    if own not in ((".jpg", ".jpeg") if jpeg else (".png",)):
+        name += suffix
+        while name in names:
+            name += suffix
+    path = output / name
+    try:
+        encoded, data = cv2.imencode(suffix, picture)
+    except cv2.error:
+        encoded = False
     if not encoded:
-        raise WnlbError(f"overlay {path} cannot be encoded as {suffix}")
+        size = f"{picture.shape[1]}x{picture.shape[0]}"
+        raise WnlbError(f"overlay {path} of {size} cannot be encoded as {suffix}; make the picture smaller")
     make_folder(path.parent)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.tobytes())
-
-
-def _failures(lines: list[str]) -> str:
-    return f"none of {len(lines)} pictures can be read; the first: {lines[0]}"

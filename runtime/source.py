@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import math
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +16,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.runtime.errors import PictureError
-from wnlb.runtime.pictures import PICTURE_SUFFIXES, read_picture
+from wnlb.runtime.depth import check_bits, common_bits, doubt
+from wnlb.runtime.errors import PictureError, PictureWarning
+from wnlb.runtime.files import name_for_opencv
+from wnlb.runtime.pictures import OTHER_SUFFIXES, PICTURE_SUFFIXES, highest_of, read_picture
 
 LAST_CAMERA = 255
+LOOKED_AT = 16  # pictures of a source, for the bits of its camera
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,24 +35,53 @@ class Frame:
 
 
 class PictureSource:
-    """Picture files, one after the other. A file that cannot be read is a frame with an error."""
+    """Picture files, one after the other. A file that cannot be read is a frame with an error.
+
+    Args:
+        paths: at least one; two that are the same are one.
+        bits: that values of 16-bit files have; 0: found out from some of them, and told by a PictureWarning.
+    """
 
     is_video = False
     fps = 0.0
+    at_end = False
 
-    def __init__(self, paths: list[Path]) -> None:
-        common = Path(os.path.commonpath([path.parent for path in paths]))
-        self.paths = {path.relative_to(common).as_posix(): path for path in paths}  # by the name of the frame
+    def __init__(self, paths: list[Path], bits: int = 0) -> None:
+        places = [Path(os.path.abspath(path)) for path in paths]  # a list may hold both kinds, and ..
+        self.folder = Path(os.path.commonpath([place.parent for place in places]))
+        # By the name of the frame.
+        self.paths = {
+            place.relative_to(self.folder).as_posix(): path for place, path in zip(places, paths, strict=True)
+        }
+        self._bits = check_bits(bits)
+        self._found: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
+        found = self._bits_found()
         for name, path in self.paths.items():
             try:
-                yield Frame(name, read_picture(path))
+                yield Frame(name, read_picture(path, self._bits, found))
             except PictureError as error:
                 yield Frame(name, None, str(error))
+
+    def _bits_found(self) -> int:
+        """What some of the pictures, taken evenly, prove of all; 0 where none of them has more than 8 bits."""
+        if self._bits or self._found is not None:
+            return self._found or 0
+        paths = list(self.paths.values())
+        some = paths[:: -(-len(paths) // LOOKED_AT)]
+        ranges = [found for path in some if (found := highest_of(path)) is not None and found.highest]
+        bits, highest = common_bits(ranges), max((found.highest for found in ranges), default=0)
+        if ranges and not bits:
+            warnings.warn(doubt(highest, self.folder), PictureWarning, stacklevel=1)
+        elif 0 < bits < 16:
+            white = f"16-bit pictures in {self.folder} hold {bits} bits, their white is {highest}: read as such"
+            warnings.warn(f"{white} (predict and run: --bits 16 reads them as 16)", PictureWarning, stacklevel=1)
+        self._found = (bits or 16) if ranges else 0
+        return self._found
 
 
 class VideoSource:
@@ -55,7 +91,7 @@ class VideoSource:
 
     def __init__(self, where: str | int) -> None:
         self._what = f"camera {where}" if isinstance(where, int) else f"video {where}"
-        self._capture = cv2.VideoCapture(where)
+        self._capture = cv2.VideoCapture(where if isinstance(where, int) else name_for_opencv(where))
         if not self._capture.isOpened():
             self._capture.release()
             raise PictureError(f"{self._what} cannot be opened; check that it exists and that this OpenCV can read it")
@@ -63,7 +99,9 @@ class VideoSource:
         self.paths = {} if isinstance(where, int) else {self._name: Path(where)}
         frames = 0 if isinstance(where, int) else int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._frames = max(frames, 0)
-        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.fps = fps if 0 < fps < math.inf else 25.0  # not of NaN either
+        self.at_end = False
 
     def release(self) -> None:
         """Close a source that nobody reads."""
@@ -79,6 +117,7 @@ class VideoSource:
             while True:
                 read, pixels = self._capture.read()
                 if not read:
+                    self.at_end = True
                     break
                 yield Frame(f"{self._name}_{number:06d}", np.asarray(pixels, np.uint8))
                 number += 1
@@ -91,12 +130,19 @@ class VideoSource:
 Source = PictureSource | VideoSource
 
 
-def open_source(source: str) -> Source:
+def open_source(source: str, bits: int = 0) -> Source:
     """Open a picture, a folder of pictures, a glob pattern, a video file or a camera (its index).
+
+    Pictures that a folder holds in formats that are not read from it are told by a PictureWarning.
+
+    Args:
+        bits: that values of 16-bit pictures have, 8 to 16; 0: found out.
 
     Raises:
         PictureError: there is nothing there.
+        WnlbError: ``bits`` is out of range.
     """
+    check_bits(bits)
     if not source:  # an unset variable of a script; as a path it would be the working folder
         raise PictureError("source is empty; expected a picture, folder, glob, video or camera index")
     path = Path(source)
@@ -105,13 +151,59 @@ def open_source(source: str) -> Source:
             raise PictureError(f"camera {source} is not there; expected an index from 0 to {LAST_CAMERA}")
         return VideoSource(int(source))
     if path.is_dir():
-        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-        if not pictures:
-            raise PictureError(f"folder {source} holds no pictures; expected {', '.join(sorted(PICTURE_SUFFIXES))}")
-        return PictureSource(pictures)
+        return PictureSource(_pictures_in(path), bits)
     if path.is_file():
-        return PictureSource([path]) if path.suffix.lower() in PICTURE_SUFFIXES else VideoSource(source)
-    matches = sorted(Path(match) for match in glob.glob(source, recursive=True) if Path(match).is_file())
+        return PictureSource([path], bits) if path.suffix.lower() in PICTURE_SUFFIXES else VideoSource(source)
+    matches = sorted({Path(match) for match in _matching(source) if os.path.isfile(match)})
     if not matches:
         raise PictureError(f"source {source} does not exist; expected a picture, folder, glob, video or camera index")
-    return PictureSource(matches)
+    return PictureSource(matches, bits)
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """The pictures of a folder, not of those in it."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    others = Counter(path.suffix.lower() for path in files if path.suffix.lower() in OTHER_SUFFIXES)
+    left_out = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    if not pictures:
+        held = f" ({left_out}: save them as PNG or JPEG, or name a video by itself)" if left_out else ""
+        inside = f"; '{folder}/**/*' goes into its folders" if any(path.is_dir() for path in folder.iterdir()) else ""
+        raise PictureError(
+            f"folder {folder} holds no pictures{held}; expected {', '.join(sorted(PICTURE_SUFFIXES))}{inside}"
+        )
+    if left_out:
+        warnings.warn(
+            f"folder {folder}: left out {left_out}; of a folder {', '.join(sorted(PICTURE_SUFFIXES))} are read",
+            PictureWarning,
+            stacklevel=1,
+        )
+    return pictures
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """As ``glob.glob`` with ``recursive``, but for links that lead back: two of them give that one 2^40 ways to go."""
+    before, stars, after = pattern.partition("**")
+    if not stars or (before and not before.endswith("/")) or (after and not after.startswith("/")):
+        yield from glob.glob(pattern)  # in a name two stars are one
+        return
+    for start in glob.glob(before) if before else [""]:
+        for folder in _folders(start):
+            yield from _matching(os.path.join(glob.escape(folder), after.lstrip("/") or "*"))
+
+
+def _folders(start: str) -> Iterator[str]:
+    """A folder and all in it, through links too, but not back into one that the way already leads through."""
+    waiting = [(start, frozenset({_identity(start or ".")}))]
+    while waiting:
+        folder, above = waiting.pop()
+        yield folder
+        with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
+            for entry in entries:
+                if not entry.name.startswith(".") and entry.is_dir() and (here := _identity(entry.path)) not in above:
+                    waiting.append((os.path.join(folder, entry.name), above | {here}))
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino

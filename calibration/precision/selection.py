@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
 from wnlb.runtime.source import Frame, PictureSource, Source, open_source
+from wnlb.runtime.text_file import read_json, read_lines
 
 BRIGHT = BIN_EDGES[-2]  # mean linear luminance from which a picture counts as daylight
 BRIGHT_SHARE = 0.2
@@ -152,14 +152,16 @@ def open_pictures(source: str) -> Source | SceneSource:
         return SceneSource(int(seed or 0))
     if path.suffix.lower() != ".txt":
         return open_source(source)
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise WnlbError(f"list of pictures {source} cannot be read: {error}") from error
-    paths = [path.parent / line for line in lines if line and not line.startswith("#")]
+    paths = [_listed(path.parent, line) for _, line in read_lines(path, "list of pictures")]
     if not paths:
         raise WnlbError(f"list of pictures {source} is empty; expected the path of a picture on each line")
     return PictureSource(paths)
+
+
+def _listed(folder: Path, line: str) -> Path:
+    """The picture of a line, from the folder of the list; of a list made on Windows as well."""
+    path, turned = folder / line, folder / line.replace("\\", "/")
+    return turned if turned.exists() and not path.exists() else path
 
 
 def measure(name: str, picture_bgr: NDArray[np.uint8]) -> PictureStatistics:
@@ -211,9 +213,9 @@ def write_manifest(selection: Selection, contract: Contract, path: Path) -> None
 def read_hashes(path: Path) -> dict[str, str]:
     """Hash to name of the pictures of a manifest. Raises WnlbError where it cannot be read."""
     try:
-        content: Any = json.loads(path.read_text())
+        content = read_json(path, "calibration manifest")
         return {picture["sha256"]: picture["name"] for picture in content["pictures"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise WnlbError(f"calibration manifest {path} cannot be read: {error}; convert the model again") from error
 
 

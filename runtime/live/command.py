@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)"
     )
     parser.add_argument("--camera", metavar="WxH[@FPS]", help="what to ask the camera for, e.g. 1280x720@30")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        default=0,
+        metavar="N",
+        help="that values of 16-bit pictures and frames have, e.g. 12 (default: found out)",
+    )
     parser.add_argument("--device", choices=DEVICES, default="auto", help="for .onnx: default CUDA where it works")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="for .onnx: CPU threads (default: all)")
     parser.add_argument(
@@ -71,7 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    feed = open_feed(arguments.source, _camera_mode(arguments.camera))
+    bits = [arguments.bits] if arguments.bits else []
+    feed = open_feed(arguments.source, _camera_mode(arguments.camera), *bits)
     if feed.live and (arguments.every_frame or arguments.coco):
         option, instead = ("--coco", "use --jsonl") if arguments.coco else ("--every-frame", "leave it out")
         raise WnlbError(f"{option} is for sources with an end, {feed.name} has none; {instead}")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
+import math
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +17,25 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wnlb.runtime.depth import check_bits
 from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.files import name_for_opencv
 from wnlb.runtime.machine import jetson_model
 from wnlb.runtime.source import LAST_CAMERA, PictureSource, open_source
 
 TIMEOUT_MS = 5000  # for a network camera to answer
-_STREAMS = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")  # schemes; without an end, like cameras
+_STREAMS = (
+    "rtsp",
+    "rtsps",
+    "rtmp",
+    "http",
+    "https",
+    "udp",
+    "tcp",
+    "srt",
+)  # schemes; without an end, like cameras; but for files of http
+MOST_FRAMES = 1e9  # a year at 30 a second: what states more knows nothing
+_LISTS = (".m3u8", ".m3u", ".mpd", ".sdp")  # of pieces of a stream; short files themselves
 
 
 class Capture(Protocol):
@@ -40,6 +58,7 @@ class Feed:
     fps: float = 0.0  # of a video file, played at this speed; 0: frames come when they come, or all are wanted
     frames: int = 0  # 0: not known
     picture_names: tuple[str, ...] = ()  # of a folder of pictures
+    bits: int = 0  # that values of 16-bit frames have; 0: all
 
     def frame_name(self, number: int) -> str:
         return self.picture_names[number] if self.picture_names else f"{self.name}_{number:06d}"
@@ -54,16 +73,19 @@ class CameraMode:
     fps: int = 0
 
 
-def open_feed(source: str, mode: CameraMode | None = None) -> Feed:
+def open_feed(source: str, mode: CameraMode | None = None, bits: int = 0) -> Feed:
     """The feed of a source. A camera is opened later, by the stream.
 
     Args:
         source: camera index, ``/dev/video0``, ``csi://0`` (a Jetson's camera connector), ``rtsp://...`` or another
             address, video file, picture, folder, or glob pattern of pictures.
         mode: for cameras and ``csi://``.
+        bits: that values of 16-bit pictures have; 0: found out (``open_source``). Of 16-bit frames: 16.
+
+    An address of a file (``http://server/drive.mp4``) is played once; other addresses have no end.
 
     Raises:
-        PictureError: there is no such file.
+        PictureError: there is no such file, or nothing at an address of http.
         WnlbError: this machine or its OpenCV cannot open such a source.
     """
     jetson = jetson_model()
@@ -87,15 +109,21 @@ def open_feed(source: str, mode: CameraMode | None = None) -> Feed:
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
         if hardware and scheme.startswith("rtsp"):
             return Feed(name, lambda: _opened(source, rtsp_pipeline(source), cv2.CAP_GSTREAMER, limits), live=True)
-        return Feed(name, lambda: _opened(source, source, cv2.CAP_FFMPEG, limits), live=True)
+
+        def opened_stream() -> cv2.VideoCapture:
+            return _opened(source, source, cv2.CAP_FFMPEG, limits)
+
+        if scheme.startswith("http") and (file := _finite(source, opened_stream)):
+            return replace(file, name=name, bits=bits)
+        return Feed(name, opened_stream, live=True, bits=bits)
     if index is not None and index > LAST_CAMERA:
         raise PictureError(f"camera {source} is not there; expected an index from 0 to {LAST_CAMERA}")
     if index is not None or path.is_char_device():
         name = f"camera{index}" if index is not None else path.name
-        return Feed(name, lambda: _camera(source if index is None else index, mode), live=True)
+        return Feed(name, lambda: _camera(source if index is None else index, mode), live=True, bits=check_bits(bits))
     opened = open_source(source)
     if isinstance(opened, PictureSource):
-        pictures = opened
+        pictures = PictureSource([*opened.paths.values()], bits)
         names = tuple(pictures.paths)
         return Feed(path.stem, lambda: _Pictures(pictures), live=False, frames=len(names), picture_names=names)
     opened.release()
@@ -137,12 +165,16 @@ def has_gstreamer() -> bool:
     return "YES" in line
 
 
-def as_bgr(pixels: Any) -> NDArray[np.uint8] | None:
-    """What a camera gave as uint8 BGR ``[h, w, 3]``; None for what is no picture."""
+def as_bgr(pixels: Any, bits: int = 0) -> NDArray[np.uint8] | None:
+    """What a camera gave as uint8 BGR ``[h, w, 3]``; None for what is no picture.
+
+    Args:
+        bits: that values of 16-bit frames have, of which the upper 8 are kept; 0: 16.
+    """
     if not isinstance(pixels, np.ndarray) or pixels.size == 0 or pixels.ndim not in (2, 3):
         return None
     if pixels.dtype == np.uint16:
-        pixels = (pixels >> 8).astype(np.uint8)
+        pixels = np.minimum(pixels >> ((bits or 16) - 8), 255).astype(np.uint8)
     if pixels.dtype != np.uint8:
         return None
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
@@ -168,6 +200,42 @@ class _Pictures:
 
     def release(self) -> None:
         pass
+
+
+def _finite(address: str, opened: Callable[[], cv2.VideoCapture]) -> Feed | None:
+    """The feed of a file at an address; None for a stream, which has no end.
+
+    A file states how many frames it holds, as MP4 does, or its server how many bytes, but for a list of pieces, which
+    grows while a stream goes on.
+    """
+    capture = opened()
+    frames, fps = (float(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
+    capture.release()
+    kind, length = content_of(address)
+    if kind.startswith("multipart/") or not (0 < frames < MOST_FRAMES or (length and _is_film(address, kind))):
+        return None
+    known = int(frames) if 0 < frames < MOST_FRAMES else 0
+    return Feed("", opened, live=False, fps=fps if 0 < fps < math.inf else 25.0, frames=known)
+
+
+def _is_film(address: str, kind: str) -> bool:
+    path = urllib.parse.urlsplit(address).path.lower()
+    return not path.endswith(_LISTS) and kind.startswith(("video/", "image/", "application/octet-stream"))
+
+
+def content_of(address: str) -> tuple[str, int]:
+    """Kind and length in bytes of what a web server has at an address; empty and 0 where it does not say."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        bare = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+        request = urllib.request.Request(bare)
+        if parts.username:
+            words = ":".join(urllib.parse.unquote(word or "") for word in (parts.username, parts.password))
+            request.add_header("Authorization", f"Basic {base64.b64encode(words.encode()).decode()}")
+        with urllib.request.urlopen(request, timeout=TIMEOUT_MS / 1e3) as answer:
+            return answer.headers.get_content_type(), int(answer.headers.get("Content-Length") or 0)
+    except (OSError, ValueError, http.client.HTTPException):
+        return "", 0
 
 
 def _video(path: Path, hardware: bool) -> Capture:
@@ -199,7 +267,7 @@ def _camera(index: str | int, mode: CameraMode) -> Capture:
 
 def _opened(what: str, where: str | int, api: int = cv2.CAP_ANY, options: list[int] | None = None) -> cv2.VideoCapture:
     try:
-        capture = cv2.VideoCapture(where, api, options or [])
+        capture = cv2.VideoCapture(where if isinstance(where, int) else name_for_opencv(where), api, options or [])
     except cv2.error as error:
         raise PictureError(f"{without_password(what)} cannot be opened: {error.err}") from error
     if not capture.isOpened():

@@ -226,7 +226,7 @@ class Stream:
             pixels = None
             try:
                 read, raw = capture.read()
-                pixels = as_bgr(raw)
+                pixels = as_bgr(raw, self.feed.bits)
             except PictureError as error:  # of a file among many
                 read = True
                 self._on_change(str(error))

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
-from wnlb.runtime.errors import PictureError
-from wnlb.runtime.source import open_source
+from wnlb.runtime.errors import PictureError, PictureWarning
+from wnlb.runtime.pictures import OTHER_SUFFIXES
+from wnlb.runtime.source import PictureSource, open_source
 
 
 def picture(path, value: int):
@@ -117,3 +120,68 @@ def test_what_is_not_there_is_refused(tmp_path, monkeypatch, source, said):
     assert said in str(refused.value)
     assert source.partition("*")[0] in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_formats_that_are_not_read_are_named_once_with_their_counts(tmp_path):
+    for name in ("a.png", "b.JFIF.png"):
+        picture(tmp_path / name, 1)
+    cv2.imencode(".jpg", np.zeros((6, 8, 3), np.uint8))[1].tofile(tmp_path / "c.JFIF")
+    for name in ("1.heic", "2.HEIC", "3.heif", "4.dng", "5.nef", "6.arw", "7.raw", "8.gif", "notes.txt"):
+        (tmp_path / name).write_bytes(b"what a camera wrote")
+    with pytest.warns(PictureWarning) as told:
+        source = open_source(str(tmp_path))
+    assert len(told) == 1
+    said = "left out 1 .arw, 1 .dng, 1 .gif, 2 .heic, 1 .heif, 1 .nef, 1 .raw;"
+    assert said in str(told[0].message)
+    assert str(tmp_path) in str(told[0].message)
+    assert values(source) == {"a.png": 1, "b.JFIF.png": 1, "c.JFIF": 0}
+
+
+def test_a_folder_of_other_formats_alone_is_refused_with_their_counts(tmp_path):
+    for name in ("1.heic", "2.heic"):
+        (tmp_path / name).write_bytes(b"what a telephone wrote")
+    with pytest.raises(PictureError, match=r"holds no pictures \(2 \.heic: save them as PNG or JPEG"):
+        open_source(str(tmp_path))
+
+
+def test_avif_is_read_where_this_opencv_can(tmp_path):
+    try:
+        encoded, data = cv2.imencode(".avif", np.full((32, 32, 3), 80, np.uint8))
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        assert ".avif" in OTHER_SUFFIXES
+        return
+    data.tofile(tmp_path / "a.avif")
+    assert values(open_source(str(tmp_path))) == {"a.avif": pytest.approx(80, abs=2)}
+
+
+def test_a_folder_of_folders_says_how_to_go_into_them(tmp_path):
+    picture(tmp_path / "night" / "a.png", 1)
+    with pytest.raises(PictureError, match=r"holds no pictures; .*/\*\*/\*' goes into its folders"):
+        open_source(str(tmp_path))
+
+
+def test_links_that_lead_back_give_no_picture_twice(tmp_path):
+    picture(tmp_path / "night" / "sub" / "a.png", 1)
+    (tmp_path / "night" / "sub" / "back").symlink_to("../../night")
+    (tmp_path / "night" / "self").symlink_to(".")
+    (tmp_path / "beside").symlink_to("night/sub")  # a second way, but no loop
+    assert values(open_source(f"{tmp_path}/night/**/*.png")) == {"a.png": 1}
+    assert set(values(open_source(f"{tmp_path}/**/*.png"))) == {"beside/a.png", "night/sub/a.png"}
+
+
+def test_a_very_deep_folder(tmp_path):
+    deep = tmp_path.joinpath(*["d" * 40] * 60)
+    picture(deep / "a.png", 7)
+    picture(tmp_path / "b.png", 8)
+    assert sorted(values(open_source(f"{tmp_path}/**/*.png")).values()) == [7, 8]
+
+
+def test_paths_of_both_kinds_and_with_dots_have_names_inside_their_common_folder(tmp_path, monkeypatch):
+    """As the lines of a list may be: relative, absolute, through the folder above."""
+    monkeypatch.chdir(tmp_path)
+    for value, name in enumerate(["lists/a.png", "night/b.png", "c.png"]):
+        picture(tmp_path / name, value)
+    source = PictureSource([Path("lists/a.png"), tmp_path / "night" / "b.png", Path("lists/../c.png"), Path("c.png")])
+    assert values(source) == {"lists/a.png": 0, "night/b.png": 1, "c.png": 2}

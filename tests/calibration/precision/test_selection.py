@@ -123,6 +123,10 @@ def test_an_evaluation_set_that_overlaps_is_refused(tmp_path: Path, night: Path)
 def test_lists_videos_and_scenes(tmp_path: Path, night: Path) -> None:
     (tmp_path / "list.txt").write_text(f"# night\n{night / 'dark_001.png'}\n\n{night / 'dark_002.png'}\n")
     assert [p.name for p in select_pictures(str(tmp_path / "list.txt")).chosen] == ["dark_001.png", "dark_002.png"]
+    windows = f'\ufeff"{night.name}\\dark_001.png"\r\n{night / "dark_002.png"}\r\n\r\n'
+    (night.parent / "windows.txt").write_bytes(windows.encode("utf-16-le"))
+    chosen = select_pictures(str(night.parent / "windows.txt")).chosen
+    assert [picture.name for picture in chosen] == ["dark_001.png", "dark_002.png"]
     (tmp_path / "empty.txt").write_text("# nothing\n")
     for name, message in (("empty.txt", "is empty"), ("missing.txt", "cannot be read")):
         with pytest.raises(WnlbError, match=message):

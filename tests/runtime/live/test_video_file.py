@@ -59,3 +59,52 @@ def test_speeds_of_broken_containers(tmp_path, stated, written):
     video.write(np.zeros((48, 64, 3), np.uint8))
     video.close()
     assert cv2.VideoCapture(str(tmp_path / "night.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(written, rel=0.01)
+
+
+# Above 65.535 frames a second, OpenCV's ticks of a thousandth of a frame are more than MPEG-4's 65,535 a second.
+@pytest.mark.parametrize(
+    ("stated", "written"),
+    [
+        (66.667, 66.67),
+        (200 / 3, 66.67),
+        (1000 / 3, 333.33),
+        (655.36, 655.4),
+        (65.5354, 65.535),
+        (23.976, 23.976),
+        (60000 / 1001, 59.94),
+        (0.1, 0.1),
+        (240, 240),
+        (1000, 1000),
+        (0, 25),
+        (-1, 25),
+        (float("inf"), 25),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])
+def test_every_rate_is_written_as_near_as_mpeg4_holds_it(tmp_path, stated, written, suffix):
+    video = VideoFile(tmp_path / f"night{suffix}", stated)
+    for number in range(12):
+        video.write(np.full((48, 64, 3), 20 * number, np.uint8))
+    video.close()
+    read = cv2.VideoCapture(str(video.path))
+    assert read.get(cv2.CAP_PROP_FPS) == pytest.approx(written, abs=1e-3)
+    assert read.get(cv2.CAP_PROP_FRAME_COUNT) == 12
+    assert len(frames(video.path)) == 12
+    if 0 < stated < 1001:  # 11 intervals, within one of them
+        assert abs(11 / read.get(cv2.CAP_PROP_FPS) - 11 / stated) < 1 / stated
+
+
+def test_what_is_discarded_leaves_nothing(tmp_path):
+    video = VideoFile(tmp_path / "night.mp4", 10)
+    video.discard()
+    video.write(np.zeros((48, 64, 3), np.uint8))
+    video.discard()
+    video.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_size_that_mpeg4_cannot_hold_is_refused_by_name(tmp_path):
+    video = VideoFile(tmp_path / "night.mp4", 10)
+    with pytest.raises(WnlbError, match="8192x16 at 10 frames a second"):
+        video.write(np.zeros((16, 8192, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
