@@ -5,6 +5,7 @@ from __future__ import annotations
 from wnlb.runtime.geometry import Geometry
 
 FILLED = 0.7  # share of the input that a frame should fill
+_WORTH = 0.5  # share that another size should bring at least
 _STEP, _SMALLEST = 32, 64  # px, of an export's sizes
 
 
@@ -21,7 +22,7 @@ class FillHint:
             return ""
         height, width = fitting_size(self._geometry, frame_height, frame_width)
         then = filled(Geometry(height, width), frame_height, frame_width)
-        if then <= now:
+        if then < max(1.1 * now, _WORTH):  # a strip of a picture, for which no size is good
             return ""
         self._told = True
         return (

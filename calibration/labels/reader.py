@@ -14,6 +14,7 @@ from wnlb.calibration.labels.fields import Entry, Notes, identity, number, shown
 from wnlb.calibration.labels.labels import Annotation, Box, Category, Id, Image, Labels, Segmentation
 from wnlb.calibration.labels.segmentation import check_reach, read_segmentation
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.text_file import read_text
 
 _LISTS = ("images", "annotations", "categories")
 _LONGEST = 1 << 20  # pixels of a side, and of an image below: OpenCV's own limits
@@ -54,12 +55,10 @@ def read_labels(path: Path) -> Labels:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_bytes(), object_pairs_hook=_object)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error) or type(error).__name__
-        raise WnlbError(
-            f"annotations {path} cannot be read as JSON: {reason}; expected COCO's labels in UTF-8"
-        ) from error
+        document = json.loads(read_text(path, "annotations"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise WnlbError(f"annotations {path} cannot be read as JSON: {reason}; expected COCO's labels") from error
     expected = f"expected an object with the lists {', '.join(_LISTS)}"
     if isinstance(document, list):
         raise WnlbError(f"annotations {path} are not COCO's labels: a list, as COCO's results are; {expected}")

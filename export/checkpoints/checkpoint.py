@@ -22,6 +22,7 @@ from wnlb.export.checkpoints.weights import chosen, weight_sets
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.errors import CheckpointError
 from wnlb.runtime.files import atomic_path
+from wnlb.runtime.text_file import read_text
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,8 @@ def _settings(text: object, path: Path) -> dict[str, Any]:
 
 
 def _rename(state: dict[str, Tensor], key_map: Path) -> dict[str, Tensor]:
-    try:
-        lines = key_map.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"key map {key_map} cannot be read: {error}") from error
     rules = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(key_map, "key map").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         pattern, arrow, replacement = (part.strip() for part in line.partition("=>"))

@@ -144,6 +144,7 @@ def _wheels(folder: Path, carried: Path) -> Path:
     """What does not install is missing where it is needed."""
     target, found = folder / "wheels", sorted((carried / "wheels").glob("*.whl"))
     if found and not target.exists():
+        target.mkdir()
         words = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", "--target", target, *found]
         subprocess.run(list(map(str, words)), capture_output=True)
     return target

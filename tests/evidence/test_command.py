@@ -26,7 +26,7 @@ def gpu_evidence(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a rehearsal is for machines without a GPU")
 def test_the_rehearsal_runs_the_code_of_every_stage(tmp_path: Path) -> None:
     begun = time.monotonic()
-    ran = gpu_evidence("--rehearse", "--minutes", 4, "-o", tmp_path)
+    ran = gpu_evidence("--rehearse", "--minutes", 4, "-o", tmp_path, "--carried", tmp_path / "nothing")
     assert ran.returncode == 0, ran.stderr
     assert time.monotonic() - begun < 200
     record = json.loads((tmp_path / "evidence.json").read_text())

@@ -46,6 +46,7 @@ def test_says_it_once_and_of_the_first_frame_that_fills_too_little() -> None:
 
 def test_says_nothing_where_no_size_is_better() -> None:
     assert FillHint(Geometry(64, 96)).about(3, 40000) == ""
+    assert FillHint(Geometry(64, 96)).about(8, 65536) == ""  # 1 %, and 2 % at best
 
 
 @pytest.mark.parametrize("command", ["predict", "run"])
