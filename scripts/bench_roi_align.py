@@ -5,7 +5,7 @@
 
 Boxes are 1000 proposals (7 x 7) of the sample model on a night scene, and the best 100 of them (14 x 14, for masks),
 or those that mmdetection or detectron2 left in a reference. Each form is a file of its own; they run in turn in one
-process.
+process, which needs 9 GB of memory.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def forms(layout: AtlasLayout, side: int, rois: int) -> dict[str, Pooling]:
     def cells(buckets: Sequence[tuple[int, int]]) -> Pooling:
         return Pooling(CellRoIAlign(layout, SCALES, side, AREAS, buckets), layout)
 
-    # Of the samples themselves instead of cells, what holds the references' proposals; 2 % of room.
+    # What the references' boxes need if each sample is a point.
     samples = [(rois // 8, 32), (rois * 5 // 16, 20), (rois - rois // 8 - rois * 5 // 16, 12)]
     if side > 7:
         samples = [(rois // 8, 11), (rois - rois // 8, 6)]

@@ -76,7 +76,8 @@ class CellRoIAlign(nn.Module):
     the weighted sum of its four pixels. A bin of gy x gx samples has (gy // 2 + 1) (gx // 2 + 1) cells: 9 for 4 x 4.
 
     RoIs are sorted by their number of cells and served from ``buckets``. One that has more cells than its bucket
-    holds (``overflow``) gets cells of more than 2 x 2 pixels, each still read by one sample: near, but not exact.
+    holds (``overflow``) gets cells of more than 2 x 2 pixels, each still read by one sample, and comes
+    as near as two samples per axis do.
 
     Args:
         layout: of the atlas.
