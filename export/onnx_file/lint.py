@@ -12,10 +12,12 @@ from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import GraphError
 
 OPERATORS = frozenset(
-    "Add And Cast Clip Concat Conv Div Equal Exp Expand Gather GatherElements Gemm Greater GreaterOrEqual GridSample "
-    "Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu Reshape Resize Sigmoid Slice "
-    "Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
+    "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater "
+    "GreaterOrEqual GridSample Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu "
+    "Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
 )
+# In files for a CPU alone: TensorRT-RTX needs a GPU to parse it.
+CPU_OPERATORS = frozenset(("RoiAlign",))
 # In files whose contract says INT8.
 QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
@@ -23,8 +25,8 @@ QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 def lint(model: onnx.ModelProto, contract: Contract) -> None:
     """Raise GraphError listing every rule that ``model`` breaks.
 
-    Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (in an INT8 file also
-    ``QUANTIZERS``), without subgraphs; no
+    Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (also of
+    ``CPU_OPERATORS`` in a file for a CPU, of ``QUANTIZERS`` in an INT8 file), without subgraphs; no
     functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
     known; TopK within TensorRT's limit; inputs go straight into Cast.
     """
@@ -64,7 +66,8 @@ def _interface(model: onnx.ModelProto, contract: Contract) -> list[str]:
 
 
 def _operators(model: onnx.ModelProto, contract: Contract) -> list[str]:
-    allowed = OPERATORS | QUANTIZERS if contract.precision.startswith("int8") else OPERATORS
+    allowed = OPERATORS | (CPU_OPERATORS if contract.target == "cpu" else frozenset())
+    allowed |= QUANTIZERS if contract.precision.startswith("int8") else frozenset()
     found = {f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node}
     problems = [f"operator {name} is not allowed" for name in sorted(found - allowed)]
     return problems + (["it has local functions"] if model.functions else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,16 @@ def test_lint_finds_each_broken_rule(rule: str) -> None:
         model.graph.initializer.append(helper.make_tensor("wide", TensorProto.FLOAT, [1, 5000], np.zeros(5000)))
     with pytest.raises(GraphError, match=said):
         lint(model, contract)
+
+
+def test_lint_takes_roi_align_only_in_files_for_a_cpu() -> None:
+    node = helper.make_node("RoiAlign", ["x", "rois", "of"], ["y"], output_height=7, output_width=7, sampling_ratio=0)
+    model, contract = graph(CAST, node)
+    model.graph.initializer.append(helper.make_tensor("rois", TensorProto.FLOAT, [3, 4], np.zeros(12)))
+    model.graph.initializer.append(helper.make_tensor("of", TensorProto.INT64, [3], np.zeros(3, int)))
+    lint(model, replace(contract, target="cpu"))
+    with pytest.raises(GraphError, match="operator RoiAlign is not allowed"):
+        lint(model, replace(contract, target="gpu"))
 
 
 def test_lint_wants_static_shapes_and_the_contracts_interface() -> None:
