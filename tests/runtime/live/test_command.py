@@ -81,7 +81,7 @@ def test_a_video_is_played_and_a_folder_gives_every_picture(
     done, dropped = re.findall(r"(\d+) frames?, (\d+) dropped", ran.err)[0]
     assert (int(done), int(done) + int(dropped)) == (len(numbers), 12)
     for name, value in (("b.png", 255), ("a.png", 0)):
-        cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), value, np.uint8))
+        cv2.imwrite(str(tmp_path / name), np.full((8, 12, 3), value, np.uint8))
     (tmp_path / "c.png").write_bytes(b"broken")
     ran = wnlb("run", planted_model_path, tmp_path, "--jsonl", "-", "--quiet")
     assert [json.loads(line)["name"] for line in ran.out.splitlines()] == ["a.png", "b.png"]
