@@ -48,7 +48,7 @@ def run_subject(subject: Subject, count: int, seed: int, keep: Path | None) -> I
             rng = Random(f"{seed} {subject.name} {number}")
             folder = _sub(Path(name), "damaged")
             pristine = rng.choice(good)
-            shutil.copytree(pristine.parent, folder, dirs_exist_ok=True)  # with what lies beside it
+            _copy_beside(pristine, folder)
             path = folder / pristine.name
             path.write_bytes(subject.damage(pristine, rng))
             before = sorted(folder.rglob("*"))
@@ -61,6 +61,15 @@ def run_subject(subject: Subject, count: int, seed: int, keep: Path | None) -> I
                 shutil.copy(path, keep / f"{subject.name}-{number}{path.suffix}")
             yield state, Fault(subject.name, number, what) if state == "fault" else None
             shutil.rmtree(folder)
+
+
+def _copy_beside(path: Path, folder: Path) -> None:
+    """What lies beside a file, but not the file, which may be large."""
+
+    def ignored(where: str, _: list[str]) -> list[str]:
+        return [path.name] if Path(where) == path.parent else []
+
+    shutil.copytree(path.parent, folder, dirs_exist_ok=True, ignore=ignored)
 
 
 def _sub(folder: Path, name: str) -> Path:

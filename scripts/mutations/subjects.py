@@ -69,10 +69,11 @@ def checkpoints(folder: Path) -> list[Path]:
     paths = [
         _in(folder, name, f"model.{suffix}") for name, suffix in (("a", "pth"), ("b", "pth"), ("c", "safetensors"))
     ]
-    state = {"model": model.state_dict(), "epoch": 12, "lr": np.float64(0.1), "args": {"batch": 4, "name": "night"}}
+    weights = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    state = {"model": weights, "epoch": 12, "lr": np.float64(0.1), "args": {"batch": 4, "name": "night"}}
     torch.save(state, paths[0])
     torch.save(state, paths[1], _use_new_zipfile_serialization=False)
-    save_checkpoint(model, _CONFIG, paths[2])
+    save_checkpoint(model, _CONFIG, paths[2], torch.float16)
     return paths
 
 
