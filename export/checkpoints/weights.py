@@ -69,9 +69,10 @@ def chosen(sets: list[WeightSet], wanted: str | None, source: str) -> WeightSet:
     for separators in (r"\.", r"[._]"):  # a dictionary on the way, then a word of its name: ema of model_ema
         named = named or [each for each in sets if wanted.lower() in re.split(separators, each.name.lower())]
     if len(named) != 1:
-        listed = ", ".join(each.name for each in sets)
+        listed = ", ".join(each.name for each in sets if each.name != TOP)
+        expected = f"expected one of {listed}" if listed else "it holds one set without a name: leave out --weights"
         several = "several weights" if named else "no weights"
-        raise CheckpointError(f"checkpoint {source} has {several} named {wanted!r}; expected one of {listed}")
+        raise CheckpointError(f"checkpoint {source} has {several} named {wanted!r}; {expected}")
     return named[0]
 
 

@@ -155,6 +155,12 @@ class Run:
         self.weights = weights
 
 
+def test_a_bare_set_has_no_name_to_choose(tmp_path: Path, state: State) -> None:
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"no weights named 'ema'; it holds one set without a name: leave out"):
+        read(tmp_path / "a.pth", "ema")
+
+
 def test_weights_in_unknown_objects_are_found(tmp_path: Path, state: State) -> None:
     for content in (Settings(model=Settings(state)), {"run": Run(state)}, [{"model": state}]):
         torch.save(content, tmp_path / "c.pth")
