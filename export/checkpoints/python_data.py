@@ -14,17 +14,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from wnlb.export.checkpoints.config_file import ConfigKind, config_text
 from wnlb.export.checkpoints.settings import is_number, shown
 from wnlb.runtime.errors import CheckpointError
 
 BASE, DELETE = "_base_", "_delete_"
 MAX_TEXT = 4_000_000  # characters of a file
 MAX_ITEMS = 100_000  # of text or of a list that a sum or product makes
-MAX_BASES = 32  # files that stand behind one another
 ADVICE = (
     "configurations are read as data and never run; give the whole one, which training writes into its work folder "
     "(mmdetection: or tools/misc/print_config.py)"
 )
+_KIND = ConfigKind("mmdetection", (".py",), BASE, ADVICE)
 _NUMERIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -90,20 +91,7 @@ def _guarded(read: Callable[[], dict[str, Any]], source: str) -> dict[str, Any]:
 
 
 def _from_file(path: Path, behind: tuple[Path, ...]) -> dict[str, Any]:
-    if path.suffix != ".py":
-        raise CheckpointError(f"configuration {path} has the ending {path.suffix!r}; expected .py for mmdetection")
-    try:
-        if path.resolve() in behind or len(behind) >= MAX_BASES:
-            raise CheckpointError(
-                f"configuration {path} is among its own {BASE} files; expected files in one direction"
-            )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        why = f", which {behind[-1]} builds on," if behind else ""
-        advice = f"; {ADVICE}" if behind else ""
-        raise CheckpointError(f"configuration {path}{why} cannot be read: {reason}{advice}") from error
-    return _Reader(text, str(path), path, behind).variables
+    return _Reader(config_text(path, _KIND, behind), str(path), path, behind).variables
 
 
 class _Reader:

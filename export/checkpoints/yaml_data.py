@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wnlb.export.checkpoints.config_file import ConfigKind, config_text
 from wnlb.export.checkpoints.settings import shown
 from wnlb.runtime.errors import CheckpointError, MissingDependency
 
 BASE = "_BASE_"
 MAX_TEXT = 4_000_000  # characters of a file
-MAX_BASES = 32  # files that stand behind one another
+_KIND = ConfigKind(
+    "detectron2", (".yaml", ".yml"), BASE, "the whole one is config.yaml in the folder that training wrote"
+)
 
 
 def data_from_yaml(path: Path) -> dict[str, Any]:
@@ -44,21 +47,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any], source: str) -> dic
 
 
 def _from_file(path: Path, behind: tuple[Path, ...]) -> dict[str, Any]:
-    if path.suffix not in (".yaml", ".yml"):
-        raise CheckpointError(f"configuration {path} has the ending {path.suffix!r}; expected .yaml for detectron2")
-    try:
-        if path.resolve() in behind or len(behind) >= MAX_BASES:
-            raise CheckpointError(
-                f"configuration {path} is among its own {BASE} files; expected files in one direction"
-            )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        why = f", which {behind[-1]} builds on," if behind else ""
-        raise CheckpointError(
-            f"configuration {path}{why} cannot be read: {reason}; the whole one is config.yaml in the folder that "
-            "training wrote"
-        ) from error
+    text = config_text(path, _KIND, behind)
     data = _parsed(text, path)
     bases = data.pop(BASE, [])
     bases = [bases] if isinstance(bases, str) else bases

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wnlb.export.checkpoints.frameworks import settings_for
+from wnlb.export.checkpoints.frameworks import recognise, settings_for
 from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings, backbone_name
 from wnlb.export.model import ModelConfig
 from wnlb.runtime.errors import CheckpointError
@@ -98,3 +98,9 @@ def test_backbones_have_torchvision_s_names() -> None:
     assert backbone_name(50, 1, 128) == "wide_resnet50_2"
     assert backbone_name(101, 64, 4) == "resnext101_64x4d"
     assert backbone_name(101, 32, 4) == "resnext101_32x4d"  # which torchvision has no function for
+
+
+@pytest.mark.parametrize("name", ["conv1_w", "res2_0_branch2a_w", "fpn_inner_res5_2_sum_w"])
+def test_names_that_detectron2_matches_by_guess_are_refused(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"is of a Detectron or Caffe2 network \('matching_heuristics'\)"):
+        recognise([name])

@@ -1,6 +1,7 @@
 """Which weights of a checkpoint are meant, and what training wrapped around their names."""
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -273,3 +275,12 @@ def test_shards_that_are_not_whole_get_one_line(shards: Path, spoil: Callable[[P
     with pytest.raises(CheckpointError, match=said) as refused:
         read(shards)
     assert "\n" not in str(refused.value)
+
+
+def test_an_array_of_objects_is_one_line(tmp_path: Path, state: State) -> None:
+    weights: dict[str, Any] = {name: value.numpy() for name, value in state.items()}
+    weights["backbone.body.conv1.weight"] = np.full((64, 3, 7, 7), None, object)
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"model": weights}))
+    with pytest.raises(CheckpointError, match="an array holds objects, which are no numbers") as error:
+        read_checkpoint(tmp_path / "model.pkl")
+    assert "\n" not in str(error.value)
