@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from evidence.checkout import ROOT, commit, mount
 
+_CARRIED = ROOT / "out" / "gpu_pack"
 _DESCRIPTION = """\
 Measure on this GPU what the project promises on one: is the attention kernel right, how fast is it against PyTorch's
 backends, does the plugin conform, how fast is the whole network against eager torchvision, does memory leak, what do
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     measuring.add_argument(
         "--carried",
         type=Path,
-        default=ROOT / "out" / "gpu_pack",
+        default=_CARRIED,
         metavar="DIR",
         help="what --pack made (default: out/gpu_pack)",
     )
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    _check(arguments)
     if arguments.tables:
         from evidence.tables import write_tables
 
@@ -89,6 +92,19 @@ def _run(arguments: argparse.Namespace) -> None:
         _pack(arguments)
     else:
         _measure(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise WnlbError for options that would not do what they say."""
+    from wnlb.runtime.errors import WnlbError
+
+    if not arguments.output and (arguments.rehearse or arguments.only):
+        raise WnlbError("--rehearse and --only are for measuring; expected -o DIR with them")
+    if not re.fullmatch(r"3\.\d+", arguments.python):
+        raise WnlbError(f"--python {arguments.python} is no version; expected such as 3.12")
+    if arguments.carried != _CARRIED and not arguments.carried.is_dir():
+        what = "is no folder" if arguments.carried.exists() else "does not exist"
+        raise WnlbError(f"--carried {arguments.carried} {what}; expected what 'scripts/gpu_evidence --pack DIR' made")
 
 
 def _pack(arguments: argparse.Namespace) -> None:

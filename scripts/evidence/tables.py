@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from evidence.cells import attention_table, conformance_table, engines_table, exactness_table, network_table
 from evidence.checkout import ROOT
 from evidence.runner import FORMAT
-from evidence.summary import attention_rows, exact_rows, network_rows
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
-from wnlb.runtime.table import human_bytes, markdown_table
 
 EVIDENCE = ROOT / "plugins" / "evidence"
 PAGES = ("README.md", "plugins/README.md", "runtime/README.md")
@@ -85,92 +84,14 @@ def _rows(record: dict[str, Any], stage: str) -> list[dict[str, Any]]:
     return record["stages"].get(stage, {}).get("rows", [])
 
 
-def _attention(record: dict[str, Any]) -> list[str]:
-    peaks = record["stages"].get("fast", {}).get("facts", {}).get("peak_tflops", {})
-    cells = [
-        (
-            row["dtype"],
-            row["size"],
-            row["level"],
-            row["batch"],
-            row["n"],
-            row["d"],
-            f"{row['ours_ms']:.3f}",
-            f"{row['tflops']:.0f}",
-            f"{row['tflops'] / peaks[row['dtype']]:.0%}" if row["dtype"] in peaks else "-",
-            human_bytes(row["bytes"]),
-            f"{row['peer']}, {row['peer_ms']:.3f}",
-            f"**{row['ratio']:.2f}**",
-        )
-        for row in attention_rows(_rows(record, "fast"))
-    ]
-    header = (
-        "type",
-        "input",
-        "level",
-        "batch",
-        "N",
-        "d",
-        "ms",
-        "TFLOP/s",
-        "of the peak",
-        "memory",
-        "best other, ms",
-        "times faster",
-    )
-    return markdown_table(header, cells) if cells else []
-
-
-def _exactness(record: dict[str, Any]) -> list[str]:
-    header = ("kernels", "type", "runs right", "of", "largest error", "PyTorch's")
-    cells = exact_rows(_rows(record, "exact"))
-    return markdown_table(header, cells) if cells else []
-
-
-def _conformance(record: dict[str, Any]) -> list[str]:
-    cells = [
-        (
-            row["library"],
-            row.get("tool") or "-",
-            row.get("refused") or f"{row['checks']} checks, {row['failed']} failed",
-        )
-        for row in _rows(record, "plugin")
-    ]
-    return markdown_table(("library", "under", "conformance"), cells) if cells else []
-
-
-def _network(record: dict[str, Any]) -> list[str]:
-    cells = [
-        (
-            row["model"],
-            row["size"],
-            row["detections"],
-            row["variant"],
-            f"{row['p50_ms']:.2f}",
-            f"{row['p99_ms']:.2f}",
-            human_bytes(row["bytes"]),
-            f"{row['again']} of {row['expected']}",
-            f"**{row['ratio']:.2f}**" if row["ratio"] else "-",
-        )
-        for row in network_rows(_rows(record, "network"))
-    ]
-    header = ("model", "input", "detections", "variant", "p50 ms", "p99 ms", "memory", "found again", "best eager / it")
-    return markdown_table(header, cells) if cells else []
-
-
-def _engines(record: dict[str, Any]) -> list[str]:
-    cells = []
-    for row in _rows(record, "engines"):
-        whole = row.get("parts", {}).get("total", {})
-        times = [f"{whole[name]:.2f}" if name in whole else None for name in ("p50", "p99")]
-        cells.append((row["name"], row.get("backend"), *times, row.get("failure") or "-"))
-    return markdown_table(("file", "backend", "p50 ms", "p99 ms", "not measured because"), cells) if cells else []
+def _peaks(record: dict[str, Any]) -> dict[str, float]:
+    return record["stages"].get("fast", {}).get("facts", {}).get("peak_tflops", {})
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], list[str]]] = {
-    "attention": _attention,
-    "exactness": _exactness,
-    "conformance": _conformance,
-    "network": _network,
-    "engines": _engines,
+    "attention": lambda record: attention_table(_rows(record, "fast"), _peaks(record)),
+    "exactness": lambda record: exactness_table(_rows(record, "exact")),
+    "conformance": lambda record: conformance_table(_rows(record, "plugin")),
+    "network": lambda record: network_table(_rows(record, "network")),
+    "engines": lambda record: engines_table(_rows(record, "engines")),
 }

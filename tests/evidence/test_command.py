@@ -26,10 +26,10 @@ def gpu_evidence(*words: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a rehearsal is for machines without a GPU")
 def test_the_rehearsal_runs_the_code_of_every_stage(tmp_path: Path) -> None:
     begun = time.monotonic()
-    ran = gpu_evidence("--rehearse", "--minutes", 4, "-o", tmp_path, "--carried", tmp_path / "nothing")
+    ran = gpu_evidence("--rehearse", "--minutes", 4, "-o", tmp_path / "out", "--carried", tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert time.monotonic() - begun < 200
-    record = json.loads((tmp_path / "evidence.json").read_text())
+    record = json.loads((tmp_path / "out" / "evidence.json").read_text())
     assert record["rehearsal"]
     assert list(record["stages"]) == [stage.name for stage in STAGES]
     for name, stage in record["stages"].items():
@@ -52,7 +52,7 @@ def test_the_rehearsal_runs_the_code_of_every_stage(tmp_path: Path) -> None:
     assert rows["memory"][0]["frames"] == 1000
     assert rows["memory"][0]["right"]
     assert rows["engines"][0]["failure"] == ""
-    text = (tmp_path / "evidence.md").read_text()
+    text = (tmp_path / "out" / "evidence.md").read_text()
     assert "no figure here is a measurement" in text
     assert str(ROOT) not in json.dumps(record)
 
@@ -62,6 +62,10 @@ def test_the_rehearsal_runs_the_code_of_every_stage(tmp_path: Path) -> None:
     [
         (["--only", "exact,speed", "-o", "out"], "stage 'speed' is not known; expected some of exact, fast"),
         (["--minutes", "0", "-o", "out"], "0.0 minutes; expected more than 0"),
+        (["--rehearse", "--tables"], "--rehearse and --only are for measuring; expected -o DIR"),
+        (["--pack", "out", "--python", "abc"], "--python abc is no version; expected such as 3.12"),
+        (["--rehearse", "-o", "out", "--carried", "absent"], "--carried absent does not exist; expected what"),
+        (["--rehearse", "-o", "out", "--carried", __file__], "is no folder; expected what"),
         (["--pack", "out", "--arch", "hopper"], "--arch hopper is no list of compute capabilities"),
         (["--pack", "out", "--arch", "70"], "there are no kernels for [70]; expected some of 80"),
     ],

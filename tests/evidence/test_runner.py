@@ -44,7 +44,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def _any_table(monkeypatch: pytest.MonkeyPatch) -> None:
     from evidence.markdown import _any
 
-    monkeypatch.setattr("evidence.markdown._TABLES", dict.fromkeys(PLANTED, _any))
+    monkeypatch.setattr("evidence.markdown._TABLES", dict.fromkeys(PLANTED, lambda rows, facts: _any(rows)))
 
 
 def test_whatever_a_stage_does_the_next_one_runs(record: Any) -> None:
