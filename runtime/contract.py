@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from wnlb.runtime.conventions import FRAMEWORKS, Conventions
 from wnlb.runtime.errors import ContractError
 
 METADATA_KEY = "wnlb.contract"
@@ -19,7 +20,8 @@ CONTENT = "content"
 MASK_SIZE = 28
 
 RESIZES = ("fit", "stretch")
-INTERPOLATIONS = ("bilinear", "nearest")
+# "bilinear" is of 2 x 2 pixels (OpenCV); "antialiased" of all that a pixel of the input covers (Pillow's bilinear).
+INTERPOLATIONS = ("bilinear", "nearest", "antialiased")
 MASKS = ("box", "none")
 TARGETS = ("gpu", "cpu")
 
@@ -50,7 +52,11 @@ class Contract:
     post_nms_top_n: int  # proposals per image
     candidates: int  # (proposal, class) pairs that enter the last NMS
     nms_rounds: int
+    framework: str = "torchvision"  # whose conventions hold, see ``wnlb.runtime.conventions``
     resize: str = "fit"  # fit (keep the aspect ratio, pad right and bottom) or stretch
+    # px that a resized frame has at most, where the input holds as many: long and short edge of "fit", width and height
+    # of "stretch"; None: what the input holds
+    scale: tuple[int, int] | None = None
     interpolation: str = "bilinear"
     pad_rgb: tuple[int, int, int] = (124, 116, 104)  # beside the picture; the network sees it in format 1 alone
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of RGB in 0..1
@@ -63,6 +69,7 @@ class Contract:
     tool_version: str = ""
     checkpoint_sha256: str = ""
     checkpoint_weights: str = ""  # which of its sets of weights, "model_ema"; "" where it has one
+    checkpoint_settings: dict[str, Any] = field(default_factory=dict)  # of another framework: DetectorSettings
     input_name: str = "image"
     layout: str = "NHWC"
     color: str = "RGB"
@@ -87,6 +94,14 @@ class Contract:
         for name in ("score_threshold", "nms_threshold", "rpn_nms_threshold"):
             value = getattr(self, name)
             _check(isinstance(value, (int, float)) and 0 <= value <= 1, name, value, "a number from 0 to 1")
+        _check(self.framework in FRAMEWORKS, "framework", self.framework, " or ".join(FRAMEWORKS))
+        if self.scale is not None:
+            fits = isinstance(self.scale, (list, tuple)) and len(self.scale) == 2
+            fits = fits and all(type(side) is int and side >= 1 for side in self.scale)
+            _check(fits, "scale", self.scale, "two whole numbers from 1 up")
+            object.__setattr__(self, "scale", tuple(self.scale))
+        settings = self.checkpoint_settings
+        _check(isinstance(settings, dict), "checkpoint_settings", settings, "an object")
         _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
         _check(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, " or ".join(INTERPOLATIONS))
         _check(self.masks in MASKS, "masks", self.masks, " or ".join(MASKS))
@@ -102,6 +117,11 @@ class Contract:
             _check(all(abs(item) < 1e6 for item in value) and 0 not in self.std, name, value, "three numbers")
         _check(self.input_name != CONTENT, "input_name", self.input_name, f"a name other than {CONTENT}")
         _check(self.layout == "NHWC" and self.color == "RGB", "layout", f"{self.layout} {self.color}", "NHWC RGB")
+
+    @property
+    def conventions(self) -> Conventions:
+        """How the framework computes that the weights were trained in."""
+        return FRAMEWORKS[self.framework]
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

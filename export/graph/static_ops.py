@@ -26,7 +26,8 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, weights: Sequence[float], max_
     Returns:
         ``[..., 4]`` boxes, not clipped.
     """
-    dx, dy, dw, dh = (deltas[..., i] / weight for i, weight in enumerate(weights))
+    # No division by the 1 of an RPN: it would be a node in every level.
+    dx, dy, dw, dh = (deltas[..., i] if weight == 1 else deltas[..., i] / weight for i, weight in enumerate(weights))
     x1, y1, x2, y2 = anchors.unbind(-1)
     width, height = x2 - x1, y2 - y1
     center_x, center_y = dx * width + (x1 + 0.5 * width), dy * height + (y1 + 0.5 * height)

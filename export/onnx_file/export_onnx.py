@@ -20,7 +20,7 @@ from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
 from wnlb.export.onnx_file.lint import lint
-from wnlb.export.onnx_file.passes import name_by_module, set_metadata
+from wnlb.export.onnx_file.passes import name_by_module, set_metadata, simplify
 from wnlb.export.onnx_file.verify import CASES, CaseReport, verify
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import METADATA_KEY, Contract
@@ -173,7 +173,10 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
+                optimize=False,
             )
+            if program is not None:
+                simplify(program.model)
     except Exception as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise GraphError(

@@ -1,0 +1,112 @@
+"""What torchvision, mmdetection and detectron2 each compute in a way of their own, where all call it the same.
+
+The one place where these differences stand: the graph, the preparation of frames, the pasting of masks and the contract
+read them here. Everything else is equal in all three, or is written in the weights and the settings of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wnlb.runtime.errors import WnlbError
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """How one framework computes Mask R-CNN at test time.
+
+    The names behind the entries are those of the files that they were read in.
+
+    Attributes:
+        framework: its name.
+        rounded_anchors: corners of the anchors around a position are rounded to whole pixels.
+        map_strides: anchors stand as far apart as the input's side over the map's, rounded down; else 4, 8, 16, 32, 64.
+        sizes_first: of the anchors of a position, those of one size follow each other; else those of one aspect ratio.
+        scores_first: anchors are ranked by their probabilities, which may be equal where logits are not.
+        two_sided_clamp: dw and dh of a box's deltas are limited from below too.
+        proposal_side: proposals narrower or lower than this are dropped, in px; 0: those without extent.
+        detection_side: the same of detections; None: none are dropped.
+        aligned: RoIAlign has a pixel's centre at + 0.5, and as many samples in a bin as it has pixels; else the centre
+            is at 0, RoIs have at least a pixel's side, and a bin 2 x 2 samples.
+        level_epsilon: what is added to sqrt(area) / 56 px (``aligned``), or to its logarithm, before a box's level is
+            rounded down.
+        size_rule: of a frame's size in the input, see ``wnlb.runtime.geometry``.
+        mask_paste: "resized": resized to the box's whole pixels, above 0.5; "sampled": at pixel centres, from 0.5 up.
+        drops_empty: detections without extent in the frame's pixels are dropped.
+    """
+
+    framework: str
+    rounded_anchors: bool
+    map_strides: bool
+    sizes_first: bool
+    scores_first: bool
+    two_sided_clamp: bool
+    proposal_side: float
+    detection_side: float | None
+    aligned: bool
+    level_epsilon: float
+    size_rule: str
+    mask_paste: str
+    drops_empty: bool
+
+
+# torchvision/models/detection/anchor_utils.py, _utils.py, rpn.py, roi_heads.py; ops/poolers.py
+TORCHVISION = Conventions(
+    framework="torchvision",
+    rounded_anchors=True,
+    map_strides=True,
+    sizes_first=False,
+    scores_first=False,
+    two_sided_clamp=False,
+    proposal_side=1e-3,
+    detection_side=1e-2,
+    aligned=False,
+    level_epsilon=1e-6,
+    size_rule="down",
+    mask_paste="resized",
+    drops_empty=False,
+)
+# mmdet/models/task_modules/prior_generators/anchor_generator.py, coders/delta_xywh_bbox_coder.py,
+# dense_heads/rpn_head.py, roi_heads/roi_extractors/single_level_roi_extractor.py, mask_heads/fcn_mask_head.py;
+# mmcv/image/geometric.py
+MMDETECTION = Conventions(
+    framework="mmdetection",
+    rounded_anchors=False,
+    map_strides=False,
+    sizes_first=False,
+    scores_first=True,
+    two_sided_clamp=True,
+    proposal_side=0,
+    detection_side=None,
+    aligned=True,
+    level_epsilon=1e-6,
+    size_rule="nearest",
+    mask_paste="sampled",
+    drops_empty=False,
+)
+# detectron2/modeling/anchor_generator.py, box_regression.py, proposal_generator/proposal_utils.py, poolers.py,
+# postprocessing.py; layers/mask_ops.py; data/transforms/augmentation_impl.py. Its epsilon, 1e-8, is added to
+# sqrt(area) / 224 px.
+DETECTRON2 = Conventions(
+    framework="detectron2",
+    rounded_anchors=False,
+    map_strides=False,
+    sizes_first=True,
+    scores_first=False,
+    two_sided_clamp=False,
+    proposal_side=0,
+    detection_side=None,
+    aligned=True,
+    level_epsilon=4e-8,
+    size_rule="nearest, short side first",
+    mask_paste="sampled",
+    drops_empty=True,
+)
+FRAMEWORKS = {each.framework: each for each in (TORCHVISION, MMDETECTION, DETECTRON2)}
+
+
+def conventions_of(framework: str) -> Conventions:
+    """Raises WnlbError for a name that is none of ``FRAMEWORKS``."""
+    if framework not in FRAMEWORKS:
+        raise WnlbError(f"framework is {framework!r}; expected one of {', '.join(FRAMEWORKS)}")
+    return FRAMEWORKS[framework]
