@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from wnlb.export.graph.static_ops import AtlasLayout
+from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign
 
 Buckets = Sequence[tuple[int, int]]  # (RoIs, cells per bin), those of most cells first
 
@@ -211,6 +211,10 @@ class CellRoIAlign(nn.Module):
         position = first + left + moment / weight.clamp(min=1e-6)
         # Clamped as a cell: where it lies outside, both of its pixels are the one at the border.
         return torch.minimum(position.clamp(min=0), size - 1), weight / samples.clamp(min=1)
+
+
+Pool = AtlasRoIAlign | NodeRoIAlign | CellRoIAlign
+Maps = Tensor | Sequence[Tensor]  # what they pool from: an atlas, or levels for ``NodeRoIAlign``
 
 
 def most_cells(layout: AtlasLayout, scales: Sequence[float], side: int, area_thresholds: Sequence[float]) -> int:

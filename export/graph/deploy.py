@@ -1,7 +1,7 @@
-"""The static graph: a torchvision Mask R-CNN without one data-dependent shape.
+"""The static graph: a Mask R-CNN without one data-dependent shape.
 
-It computes what the eager model computes in evaluation mode, for inputs of one fixed size. Nothing is
-filtered out: rows that the eager model would drop are masked and sorted to the end.
+It computes what the eager model of the framework that trained it computes in evaluation mode, for inputs of one fixed
+size. Nothing is filtered out: rows that the eager model would drop are masked and sorted to the end.
 """
 
 from __future__ import annotations
@@ -14,26 +14,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FrozenBatchNorm2d
 
+from wnlb.export.graph.adaptive_roi_align import (
+    CellRoIAlign,
+    Maps,
+    NodeRoIAlign,
+    Pool,
+    default_buckets,
+    level_areas,
+    most_cells,
+)
+from wnlb.export.graph.anchors import pyramid_anchors
 from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
 from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
 from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
+from wnlb.runtime.conventions import TORCHVISION, Conventions
 from wnlb.runtime.errors import GraphError, WnlbError
 
-_MIN_DETECTION_SIDE = 1e-2  # px: torchvision's RoIHeads.postprocess_detections drops thinner boxes
+_FINEST_SIDE = 56  # px, sqrt(area) from which on a box belongs to P3; Lin et al., "Feature Pyramid Networks", eq. 1
 
 
 class DeployGraph(nn.Module):
     """``image`` uint8 ``[N, H, W, 3]`` and ``content`` int32 ``[N, 2]`` to boxes, scores, labels, masks, count.
 
-    See ``wnlb.runtime.contract``. As torchvision does with a padded batch: what lies beside the picture is zero after
+    See ``wnlb.runtime.contract``. As all frameworks do with a padded batch: what lies beside the picture is zero after
     normalisation, and proposals and detections are clipped to the picture.
 
-    ``model`` is left as it is; ``plans`` says what became of each block. Constants take torch's default type, so that
+    ``model`` holds the weights and is left as it is; how they are used where frameworks differ, ``conventions`` say.
+    ``plans`` says what became of each block. Constants take torch's default type, so that
     under a default of float64 the graph of a float64 model is the exact oracle of the file.
     """
 
@@ -42,7 +53,7 @@ class DeployGraph(nn.Module):
     rows: Tensor  # [H, 1] 0, 1, ...
     columns: Tensor  # [W]
 
-    def __init__(self, model: MaskRCNN, options: ExportOptions) -> None:
+    def __init__(self, model: MaskRCNN, options: ExportOptions, conventions: Conventions = TORCHVISION) -> None:
         super().__init__()
         model = copy.deepcopy(model).eval().requires_grad_(False)
         height, width = options.height, options.width
@@ -59,8 +70,8 @@ class DeployGraph(nn.Module):
         self.register_buffer("rows", torch.arange(height).unsqueeze(1) * 1.0, persistent=False)
         self.register_buffer("columns", torch.arange(width) * 1.0, persistent=False)
         self.body, self.fpn = model.backbone.body, model.backbone.fpn
-        self.rpn = ProposalStage(model, shapes, height, width, options.nms_rounds)
-        self.detect = DetectionStage(model, shapes, options)
+        self.rpn = ProposalStage(model, shapes, options, conventions)
+        self.detect = DetectionStage(model, shapes, options, conventions, self.rpn.proposals)
 
     def forward(self, image: Tensor, content: Tensor) -> tuple[Tensor, ...]:
         limit = limits(content.to(self.scale.dtype))
@@ -79,27 +90,27 @@ class ProposalStage(nn.Module):
     """
 
     def __init__(
-        self, model: MaskRCNN, shapes: list[tuple[int, int]], height: int, width: int, nms_rounds: int
+        self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions, conventions: Conventions
     ) -> None:
         super().__init__()
         rpn = model.rpn
         if rpn.score_thresh != 0.0:
             raise GraphError(f"the RPN has a score threshold of {rpn.score_thresh}; expected 0, torchvision's default")
-        self.head, self.min_side, self.post_nms_top_n = rpn.head, rpn.min_size, rpn.post_nms_top_n()
-        self.weights, self.max_log_scale = rpn.box_coder.weights, rpn.box_coder.bbox_xform_clip
-        self.nms = StaticNMS(rpn.nms_thresh, nms_rounds)
-        per_position = rpn.anchor_generator.num_anchors_per_location()
-        images = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
-        anchors = rpn.anchor_generator(images, [torch.zeros(1, 1, *shape) for shape in shapes])[0]
-        counts = [h * w * n for (h, w), n in zip(shapes, per_position, strict=True)]
-        self.counts = [min(count, rpn.pre_nms_top_n()) for count in counts]
-        for i, level in enumerate(anchors.split(counts)):
-            self.register_buffer(f"anchors{i}", level.contiguous(), persistent=False)
+        self.head, self.min_side = rpn.head, conventions.proposal_side
+        self.scores_first = conventions.scores_first
+        self.weights, self.log_scales = rpn.box_coder.weights, _log_scales(rpn.box_coder, conventions)
+        self.nms = StaticNMS(rpn.nms_thresh, options.nms_rounds)
+        generator, frame = rpn.anchor_generator, (options.height, options.width)
+        anchors = pyramid_anchors(generator.sizes, generator.aspect_ratios, shapes, frame, conventions)
+        self.counts = [min(len(level), rpn.pre_nms_top_n()) for level in anchors]
+        self.proposals = min(rpn.post_nms_top_n(), sum(self.counts))
+        for i, level in enumerate(anchors):
+            self.register_buffer(f"anchors{i}", level, persistent=False)
 
     def forward(self, levels: list[Tensor], limit: Tensor) -> tuple[Tensor, Tensor]:
         boxes, scores, valid = self.ranked(levels, limit)
         keep = self.nms(boxes.flatten(0, 1), valid.flatten(0, 1)).reshape(valid.shape)
-        best, index = (scores * keep).flatten(1).topk(min(self.post_nms_top_n, sum(self.counts)), 1)
+        best, index = (scores * keep).flatten(1).topk(self.proposals, 1)
         return _take_rows(boxes.flatten(1, 2), index), best > 0
 
     def ranked(self, levels: list[Tensor], limit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,11 +131,12 @@ class ProposalStage(nn.Module):
     def _level(self, logits: Tensor, deltas: Tensor, anchors: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The ``count`` best anchors of one level, decoded, with their probabilities."""
         batch = logits.shape[0]
-        logits = logits.permute(0, 2, 3, 1).flatten(1)  # [N, H*W*A]
+        ranks = logits.permute(0, 2, 3, 1).flatten(1)  # [N, H*W*A]
+        ranks = ranks.sigmoid() if self.scores_first else ranks
         deltas = deltas.reshape(batch, -1, 4, *deltas.shape[2:]).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
-        best, index = logits.topk(count, 1)
-        boxes = decode_boxes(_take_rows(deltas, index), F.embedding(index, anchors), self.weights, self.max_log_scale)
-        return boxes, best.sigmoid()
+        best, index = ranks.topk(count, 1)
+        boxes = decode_boxes(_take_rows(deltas, index), F.embedding(index, anchors), self.weights, *self.log_scales)
+        return boxes, best if self.scores_first else best.sigmoid()
 
 
 class DetectionStage(nn.Module):
@@ -135,14 +147,28 @@ class DetectionStage(nn.Module):
 
     score_threshold: Tensor  # []
 
-    def __init__(self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions) -> None:
+    def __init__(
+        self,
+        model: MaskRCNN,
+        shapes: list[tuple[int, int]],
+        options: ExportOptions,
+        conventions: Conventions,
+        proposals: int,
+    ) -> None:
         super().__init__()
         heads = model.roi_heads
         self.layout = AtlasLayout(tuple(shapes[:4]))
         scales = [shape[0] / options.height for shape in shapes[:4]]
-        self.box_pool = _atlas_roi_align(heads.box_roi_pool, self.layout, scales)
+
+        def pool(of_model: Any, boxes: int) -> Pool:
+            if conventions.aligned:
+                return _adaptive_roi_align(of_model, self.layout, scales, boxes, options.target, conventions)
+            return _atlas_roi_align(of_model, self.layout, scales)
+
+        self.box_pool = pool(heads.box_roi_pool, proposals)
         self.box_head, self.box_predictor = heads.box_head, heads.box_predictor
-        self.weights, self.max_log_scale = heads.box_coder.weights, heads.box_coder.bbox_xform_clip
+        self.weights, self.log_scales = heads.box_coder.weights, _log_scales(heads.box_coder, conventions)
+        self.min_side = conventions.detection_side
         # A buffer, so that the file holds it under this name: it can be changed there.
         self.register_buffer("score_threshold", torch.tensor(float(heads.score_thresh)), persistent=False)
         self.candidates, self.detections = options.candidates, heads.detections_per_img
@@ -150,13 +176,12 @@ class DetectionStage(nn.Module):
         self.with_masks = options.masks == "box"
         if self.with_masks:
             _check_mask_classes(heads)
-            pool = _atlas_roi_align(heads.mask_roi_pool, self.layout, scales)
             form = FourierMaskBranch if options.target == "cpu" else MaskBranch
-            self.mask = form(pool, heads.mask_head, heads.mask_predictor)
+            self.mask = form(pool(heads.mask_roi_pool, self.detections), heads.mask_head, heads.mask_predictor)
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
-        atlas = self.layout.build(levels)
-        boxes, scores, labels, real = self.ranked(atlas, proposals, valid, limit)
+        maps = self.maps(levels)
+        boxes, scores, labels, real = self.ranked(maps, proposals, valid, limit)
         kept_scores = scores * self.nms(boxes, real, labels)
         scores, index = kept_scores.topk(min(self.detections, boxes.shape[1]), 1)
         missing = self.detections - index.shape[1]
@@ -166,24 +191,29 @@ class DetectionStage(nn.Module):
         labels = labels.gather(1, index) * found
         outputs = [boxes, scores, labels.int()]
         if self.with_masks:
-            outputs.append(self.mask(atlas, boxes, labels) * found[:, :, None, None])
+            outputs.append(self.mask(maps, boxes, labels) * found[:, :, None, None])
         return (*outputs, found.sum(1).int())
 
+    def maps(self, levels: list[Tensor]) -> Maps:
+        """What RoIs are pooled from, of P2 .. P5 ``[N, C, h, w]``: themselves, or their atlas."""
+        return levels if isinstance(self.box_pool, NodeRoIAlign) else self.layout.build(levels)
+
     def ranked(
-        self, atlas: Tensor, proposals: Tensor, valid: Tensor, limit: Tensor
+        self, maps: Maps, proposals: Tensor, valid: Tensor, limit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What enters NMS, the K best (proposal, class) pairs: boxes ``[N, K, 4]``, scores, labels, validity."""
         batch, rois = proposals.shape[:2]
-        logits, deltas = self.box_predictor(self.box_head(self.box_pool(atlas, proposals)))
+        logits, deltas = self.box_predictor(self.box_head(self.box_pool(maps, proposals)))
         classes = logits.shape[1]
         scores = logits.softmax(1).reshape(batch, rois, classes)[..., 1:] * valid.unsqueeze(-1)
         best, index = scores.flatten(1).topk(min(self.candidates, rois * (classes - 1)), 1)
         row = index // (classes - 1)
         label = index - row * (classes - 1) + 1
         deltas = _take_rows(deltas.reshape(batch, rois * classes, 4), row * classes + label)
-        boxes = decode_boxes(deltas, _take_rows(proposals, row), self.weights, self.max_log_scale)
+        boxes = decode_boxes(deltas, _take_rows(proposals, row), self.weights, *self.log_scales)
         boxes = clip_boxes(boxes, limit)
-        real = (best > self.score_threshold) & large_enough(boxes, _MIN_DETECTION_SIDE)
+        real = best > self.score_threshold
+        real = real if self.min_side is None else real & large_enough(boxes, self.min_side)
         return boxes, best, label, real.to(boxes.dtype)
 
 
@@ -226,6 +256,22 @@ def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> Atl
         )
     side = pool.output_size[0]
     return AtlasRoIAlign(layout, scales, side, pool.sampling_ratio, pool.canonical_scale, pool.canonical_level)
+
+
+def _adaptive_roi_align(
+    pool: Any, layout: AtlasLayout, scales: list[float], boxes: int, target: str, conventions: Conventions
+) -> Pool:
+    """RoIAlign of ``boxes`` boxes of a picture; of ``pool`` only its output's side is asked."""
+    side, areas = pool.output_size[0], level_areas(_FINEST_SIDE, conventions.level_epsilon)
+    if target == "cpu":
+        return NodeRoIAlign(scales, side, areas)
+    most = most_cells(layout, scales, side, areas)
+    return CellRoIAlign(layout, scales, side, areas, default_buckets(boxes, side, most))
+
+
+def _log_scales(coder: Any, conventions: Conventions) -> tuple[float, float | None]:
+    """The largest and the smallest dw and dh, as ``decode_boxes`` takes them."""
+    return coder.bbox_xform_clip, -coder.bbox_xform_clip if conventions.two_sided_clamp else None
 
 
 def _pyramid_shapes(model: MaskRCNN, height: int, width: int) -> list[tuple[int, int]]:

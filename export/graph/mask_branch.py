@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wnlb.export.graph.adaptive_roi_align import Maps, Pool
 from wnlb.export.graph.fourier import FourierConvolutions, plain_convolutions
-from wnlb.export.graph.static_ops import AtlasRoIAlign
 from wnlb.runtime.errors import GraphError
 
 
 class MaskBranch(nn.Module):
-    """From the atlas to probabilities ``[N, D, 2S, 2S]`` of each box's own class; S is the side of the pooled square.
+    """From the maps that ``pool`` takes to probabilities ``[N, D, 2S, 2S]`` of each box's own class; S is the side of the pooled square.
 
     The other classes are not computed. ``conv5_mask``, a transposed convolution with stride 2 and kernel 2, is four
     1 x 1 convolutions, one for each pixel of a 2 x 2 cell. The cells are laid out after the last projection, when one
@@ -24,7 +24,7 @@ class MaskBranch(nn.Module):
     own_weight: Tensor  # [C + 1, c] of the last projection
     own_bias: Tensor  # [C + 1, 1]
 
-    def __init__(self, pool: AtlasRoIAlign, head: Any, predictor: Any) -> None:
+    def __init__(self, pool: Pool, head: Any, predictor: Any) -> None:
         super().__init__()
         _check_upsampling(predictor.conv5_mask)
         self.pool, self.head = pool, head
@@ -33,8 +33,8 @@ class MaskBranch(nn.Module):
         self.register_buffer("own_weight", projection.weight.detach().flatten(1), persistent=False)
         self.register_buffer("own_bias", projection.bias.detach().unsqueeze(1), persistent=False)
 
-    def forward(self, atlas: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-        x = torch.relu(self.cells(self.head(self.pool(atlas, boxes))))  # [N*D, 4*c, S, S]
+    def forward(self, maps: Maps, boxes: Tensor, labels: Tensor) -> Tensor:
+        x = torch.relu(self.cells(self.head(self.pool(maps, boxes))))  # [N*D, 4*c, S, S]
         rows, height, width = x.shape[0], *x.shape[2:]
         own = labels.flatten()
         weight = F.embedding(own, self.own_weight).unsqueeze(1)  # [N*D, 1, c]
@@ -55,19 +55,19 @@ class FourierMaskBranch(nn.Module):
     class_weight: Tensor  # [c, C + 1]
     class_bias: Tensor  # [C + 1]
 
-    def __init__(self, pool: AtlasRoIAlign, head: Any, predictor: Any) -> None:
+    def __init__(self, pool: Pool, head: Any, predictor: Any) -> None:
         super().__init__()
         _check_upsampling(predictor.conv5_mask)
-        self.pool = pool
+        self.pool: Any = pool
         self.head = FourierConvolutions(plain_convolutions(head), pool.output_size)
         layers: dict[str, Any] = {"cell": _as_cells(predictor.conv5_mask), "class": predictor.mask_fcn_logits}
         for name, layer in layers.items():
             self.register_buffer(f"{name}_weight", layer.weight.detach().flatten(1).T.contiguous(), persistent=False)
             self.register_buffer(f"{name}_bias", layer.bias.detach().clone(), persistent=False)
 
-    def forward(self, atlas: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, maps: Maps, boxes: Tensor, labels: Tensor) -> Tensor:
         side, rows = self.pool.output_size, labels.numel()
-        x = self.head(self.pool.pixels_first(atlas, boxes))  # [S^2, N*D, c]
+        x = self.head(self.pool.pixels_first(maps, boxes))  # [S^2, N*D, c]
         cells = torch.relu(x.flatten(0, 1) @ self.cell_weight + self.cell_bias)
         logits = cells.reshape(-1, self.class_weight.shape[0]) @ self.class_weight + self.class_bias
         logits = logits.reshape(side * side, rows, 4, -1)

@@ -14,14 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def decode_boxes(deltas: Tensor, anchors: Tensor, weights: Sequence[float], max_log_scale: float) -> Tensor:
-    """torchvision's ``BoxCoder.decode`` for one box per row.
+def decode_boxes(
+    deltas: Tensor, anchors: Tensor, weights: Sequence[float], max_log_scale: float, min_log_scale: float | None = None
+) -> Tensor:
+    """Boxes from deltas, one per row.
 
     Args:
         deltas: ``[..., 4]`` dx dy dw dh (Girshick et al., "Rich feature hierarchies", appendix C).
         anchors: ``[..., 4]`` boxes that the deltas are relative to.
         weights: the four numbers that the deltas were multiplied with.
-        max_log_scale: dw and dh are cut here before the exponential.
+        max_log_scale, min_log_scale: dw and dh are cut here before the exponential.
 
     Returns:
         ``[..., 4]`` boxes, not clipped.
@@ -31,8 +33,8 @@ def decode_boxes(deltas: Tensor, anchors: Tensor, weights: Sequence[float], max_
     x1, y1, x2, y2 = anchors.unbind(-1)
     width, height = x2 - x1, y2 - y1
     center_x, center_y = dx * width + (x1 + 0.5 * width), dy * height + (y1 + 0.5 * height)
-    half_width = 0.5 * (torch.exp(dw.clamp(max=max_log_scale)) * width)
-    half_height = 0.5 * (torch.exp(dh.clamp(max=max_log_scale)) * height)
+    half_width = 0.5 * (torch.exp(dw.clamp(min_log_scale, max_log_scale)) * width)
+    half_height = 0.5 * (torch.exp(dh.clamp(min_log_scale, max_log_scale)) * height)
     edges = (center_x - half_width, center_y - half_height, center_x + half_width, center_y + half_height)
     return torch.stack(edges, -1)
 
@@ -43,8 +45,11 @@ def clip_boxes(boxes: Tensor, limit: Tensor) -> Tensor:
 
 
 def large_enough(boxes: Tensor, side: float) -> Tensor:
-    """``[..., 4]`` boxes to bool ``[...]``: both sides reach ``side`` pixels."""
-    return (boxes[..., 2] - boxes[..., 0] >= side) & (boxes[..., 3] - boxes[..., 1] >= side)
+    """``[..., 4]`` boxes to bool ``[...]``: both sides reach ``side`` pixels; where that is 0, both are above it."""
+    width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
+    if side == 0:
+        return (width > 0) & (height > 0)
+    return (width >= side) & (height >= side)
 
 
 class StaticNMS(nn.Module):

@@ -265,7 +265,7 @@ def _nms_margins(graph: DeployGraph, features: list[Tensor], limit: Tensor) -> t
         chains = {"proposals": graph.rpn.nms.chain_length(boxes.flatten(0, 1), valid.flatten(0, 1))}
         proposals, real = graph.rpn(features, limit)
         detect: Any = graph.detect
-        boxes, _, labels, valid = detect.ranked(detect.layout.build(features[:4]), proposals, real, limit)
+        boxes, _, labels, valid = detect.ranked(detect.maps(features[:4]), proposals, real, limit)
         chains["detections"] = detect.nms.chain_length(boxes, valid, labels)
         cut_off = (valid.sum(1) == valid.shape[1]) & (detect.nms(boxes, valid, labels).sum(1) < detect.detections)
         every_pair = proposals.shape[1] * (detect.box_predictor.cls_score.out_features - 1)
