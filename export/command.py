@@ -28,16 +28,19 @@ if TYPE_CHECKING:
 SAMPLE = Path(__file__).with_name("sample.safetensors")
 
 _DESCRIPTION = """\
-Read a checkpoint of a torchvision Mask R-CNN, with or without weighted non-local blocks (.pth, .pt, .pkl,
-.safetensors, or the index of a sharded one; nothing in it is run), and write one static ONNX file for ONNX Runtime,
-TensorRT 10.3 to 11.x and TensorRT-RTX.
+Read a checkpoint of a Mask R-CNN of torchvision, mmdetection (LIS too) or detectron2, with or without weighted
+non-local blocks (.pth, .pt, .pkl, .safetensors, or the index of a sharded one; nothing in it is run), and write one
+static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
 
-The file is compared with the eager model on four inputs before it appears; where anything differs by more than
-rounding, no file is written and the exit code is 1.
+The file is compared with the eager model of the framework that trained it on four inputs before it appears; where
+anything differs by more than rounding, no file is written and the exit code is 1.
 
   wnlb export sample -o model.onnx --size 320x320
   wnlb export checkpoint.pth -o model.onnx --size 416x608
-  wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest   # LIS
+  wnlb export epoch_12.pth -o model.onnx --size 416x608                           # mmdetection, LIS
+  wnlb export epoch_12.pth -o model.onnx --size 416x608 --config mask_rcnn.py     # ... where it holds no configuration
+  wnlb export model_final.pth -o model.onnx --size 800x1344 --config config.yaml  # detectron2
+  wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest
   wnlb export checkpoint.pth -o model.onnx --size 800x1344 --attention auto
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --target cpu                                   # no GPU
   wnlb export checkpoint.pth -o model.onnx --size 320x320 --set mode=dot --set norm_eps=0
@@ -64,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("fp32",), default="fp32", help="of the file (default: fp32)")
 
     _add_graph_arguments(parser.add_argument_group("graph"), defaults)
-    _add_frame_arguments(parser.add_argument_group("frames"), defaults)
+    _add_frame_arguments(parser.add_argument_group("frames"))
     _add_reading_arguments(parser.add_argument_group("reading the checkpoint"))
     parser.add_argument("--json", action="store_true", help="print plan and verification as JSON")
 
@@ -119,18 +122,18 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
     )
 
 
-def _add_frame_arguments(frames: argparse._ArgumentGroup, defaults: dict[str, Any]) -> None:
+def _add_frame_arguments(frames: argparse._ArgumentGroup) -> None:
     frames.add_argument(
         "--resize",
         choices=RESIZES,
-        default=defaults["resize"],
-        help="fit: keep the aspect ratio and pad; stretch (default: fit)",
+        help="fit: keep the aspect ratio and pad; stretch; both fill the input (default: models of mmdetection and "
+        "detectron2 as they were trained, with their scale; others fit)",
     )
     frames.add_argument(
         "--interpolation",
         choices=INTERPOLATIONS,
-        default=defaults["interpolation"],
-        help="nearest keeps sensor noise as it was in training on LIS (default: bilinear)",
+        help="nearest keeps sensor noise as it was in training on LIS (default: as it was trained, where that is told, "
+        "else bilinear)",
     )
 
 
@@ -140,6 +143,13 @@ def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="which weights, where a checkpoint holds several: model, ema, state_dict.ema_model (default: the model, "
         "not its moving average; what was taken and what else there is, is told)",
+    )
+    reading.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="what an mmdetection (.py) or detectron2 (.yaml) checkpoint was trained with, read as data, never run; "
+        "not needed where the checkpoint holds it",
     )
     reading.add_argument(
         "--key-map",
@@ -155,7 +165,9 @@ def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         dest="overrides",
         help="a field of ModelConfig that the weights do not tell: mode=dot, norm_eps=0, "
         "anchor_sizes=[32,64,128,256,512] (or a list of them at each level), aspect_ratios=[0.5,1,2], "
-        "image_mean=[0.5,0.5,0.5], image_std=[1,1,1]",
+        "image_mean=[0.5,0.5,0.5], image_std=[1,1,1]; of mmdetection and detectron2 what their configuration would "
+        "tell: style=caffe, channel_order=bgr, mean=[103.5,116.3,123.7], scale=[600,400], and what a class of your own "
+        "is to be read as: backbone_type=ResNet",
     )
 
 
@@ -176,7 +188,11 @@ def run(arguments: argparse.Namespace) -> int:
 
         bar.set_description_str(f"read {arguments.checkpoint.name}")
         checkpoint = read_checkpoint(
-            arguments.checkpoint, key_map=arguments.key_map, overrides=overrides, weights=arguments.weights
+            arguments.checkpoint,
+            key_map=arguments.key_map,
+            overrides=overrides,
+            weights=arguments.weights,
+            trained_with=arguments.config,
         )
 
         def on_plan(plans: list[AttentionPlan]) -> None:
@@ -188,6 +204,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.output,
             options,
             class_names=names or checkpoint.config.class_names or _coco_names(checkpoint.config.num_classes),
+            origin=checkpoint.origin,
             checkpoint_sha256=checkpoint_sha256(arguments.checkpoint),
             checkpoint_weights=checkpoint.weights if checkpoint.others else "",
             on_plan=on_plan,
@@ -263,6 +280,8 @@ def _plan_text(path: Path, checkpoint: LoadedCheckpoint, plans: list[AttentionPl
     config = checkpoint.config
     kind = f"{config.mode} blocks {config.placement}" if plans else "no blocks"
     network = f"{config.backbone}, {config.num_classes - 1} classes, {kind}"
+    if checkpoint.origin:
+        network = f"{checkpoint.origin.settings.framework}, style {checkpoint.origin.settings.style}, {network}"
     header = f"{path.name}: {network}; input {options.height}x{options.width}"
     if checkpoint.others:
         header += f"\nweights: {checkpoint.weights}; also there: {', '.join(checkpoint.others)} (--weights NAME)"

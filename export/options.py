@@ -27,14 +27,16 @@ class ExportOptions:
     nms_rounds: int = 32  # longest chain of boxes that the unrolled NMS resolves
     masks: str = "box"  # "box": 28 x 28 probabilities inside each box; "none": no mask head
     # What the file is made for: "gpu" for TensorRT and FP16 or INT8 conversion; "cpu" for ONNX Runtime on a CPU.
-    # Both run everywhere and detect the same.
+    # Both detect the same. Files for a CPU of mmdetection and detectron2 models hold RoiAlign, which TensorRT-RTX
+    # parses only on a machine with a GPU; all others run everywhere.
     target: str = "gpu"
     attention_memory: int | None = None  # bytes that a chunk of an attention matrix may take; None: as the target likes
     attention: str = (
         "standard"  # form of the blocks: "standard", "plugin", "auto", or per level "c2=plugin,c3=standard"
     )
-    resize: str = "fit"
-    interpolation: str = "bilinear"
+    # None: as the checkpoint was trained, where that is known; else "fit" and "bilinear"
+    resize: str | None = None
+    interpolation: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -60,8 +62,9 @@ class ExportOptions:
             ("resize", RESIZES),
             ("interpolation", INTERPOLATIONS),
         ):
-            if getattr(self, name) not in allowed:
-                raise WnlbError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and name in ("resize", "interpolation")):
+                raise WnlbError(f"{name} is {value!r}; expected {' or '.join(allowed)}")
         self._attention_forms()
         if self.attention_memory is not None and self.attention_memory < 2**20:
             raise WnlbError(f"attention memory is {self.attention_memory} bytes; expected at least 1 MiB")

@@ -16,13 +16,34 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.checkpoints.container import CONFIG_KEY, damage_told, open_container
-from wnlb.export.checkpoints.dialect import canonical_state, infer_config
+from wnlb.export.checkpoints.dialect import infer_config, unwrapped
+from wnlb.export.checkpoints.frameworks import TYPES, own_names, recognise, settings_for, torchvision_state
+from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings
 from wnlb.export.checkpoints.tensors import loaded
 from wnlb.export.checkpoints.weights import chosen, weight_sets
 from wnlb.export.model import ModelConfig, model_from_config
+from wnlb.runtime.conventions import FRAMEWORKS, Conventions
 from wnlb.runtime.errors import CheckpointError
 from wnlb.runtime.files import atomic_path
 from wnlb.runtime.text_file import read_text
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint of mmdetection or detectron2 holds, for those who compute as these do.
+
+    Attributes:
+        state: float32 weights by the framework's own names.
+        settings: what the weights do not tell.
+    """
+
+    state: Mapping[str, Tensor]
+    settings: DetectorSettings
+
+    @property
+    def conventions(self) -> Conventions:
+        """Of the framework."""
+        return FRAMEWORKS[self.settings.framework]
 
 
 @dataclass(frozen=True)
@@ -30,11 +51,13 @@ class LoadedCheckpoint:
     """A checkpoint as it was read.
 
     Attributes:
-        model: float32 and in evaluation mode.
+        model: float32 and in evaluation mode. With an ``origin`` it holds the network and its thresholds, but
+            torchvision's own code computes something else with them.
         config: what was read of it, stored with it or set.
         weights: which of its sets of weights this is, ``"model"``; ``"."`` where they lie in no dictionary.
         others: the sets of weights that it has besides.
         hints: what the weights leave open and was assumed.
+        origin: of a checkpoint of another framework than torchvision; else None.
     """
 
     model: MaskRCNN
@@ -42,6 +65,7 @@ class LoadedCheckpoint:
     weights: str
     others: tuple[str, ...]
     hints: tuple[str, ...]
+    origin: Origin | None = None
 
 
 def load_checkpoint(
@@ -51,8 +75,18 @@ def load_checkpoint(
     overrides: Mapping[str, Any] | None = None,
     weights: str | None = None,
 ) -> tuple[MaskRCNN, ModelConfig]:
-    """``read_checkpoint``, of which only the model and its configuration are wanted."""
+    """``read_checkpoint`` of a torchvision model, of which only the model and its configuration are wanted.
+
+    Raises:
+        CheckpointError: as ``read_checkpoint``; or it is of another framework, whose network torchvision's code would
+            compute in another way.
+    """
     read = read_checkpoint(path, key_map=key_map, overrides=overrides, weights=weights)
+    if read.origin:
+        raise CheckpointError(
+            f"checkpoint {path} is of {read.origin.settings.framework}; expected a torchvision model, which alone can "
+            "be run as one: export it with 'wnlb export'"
+        )
     return read.model, read.config
 
 
@@ -62,6 +96,7 @@ def read_checkpoint(
     key_map: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     weights: str | None = None,
+    trained_with: Path | None = None,
 ) -> LoadedCheckpoint:
     """Rebuild the model whose weights a training script saved.
 
@@ -69,16 +104,20 @@ def read_checkpoint(
     of it (``container.open_container``): a state dict, bare or in dictionaries, under any common prefix, in any float
     type. What the network looks like is read from the names and shapes of the weights; what they do not tell
     (``mode`` dot or embedded, ``norm_eps``, anchors, mean and deviation, class names) comes from the configuration
-    that ``save_checkpoint`` stores, from ``overrides``, or is torchvision's default.
+    that ``save_checkpoint`` stores, from ``overrides``, or is torchvision's default. Checkpoints of mmdetection and
+    detectron2 are told by the names of their weights; for them nothing is assumed: what the configuration inside the
+    checkpoint or ``trained_with`` does not tell has to be among ``overrides``.
 
     Args:
         path: the checkpoint; of a sharded one the index or the folder.
         key_map: a file with lines ``regular expression => replacement``, applied to every name in turn; an empty
             replacement drops the name.
-        overrides: fields of ``ModelConfig``.
+        overrides: fields of ``ModelConfig``; of another framework's checkpoint fields of ``DetectorSettings`` and, for
+            classes of the user's own, what they are to be read as: ``{"backbone_type": "ResNet"}``.
         weights: which weights, where there are several sets (a model and its moving average): the name of the
             dictionary that they lie in, a word of it, or its path, ``"state_dict.ema_model"``. None: no average,
             usual names first.
+        trained_with: the configuration of mmdetection (``.py``, read as data) or detectron2 (``.yaml``).
 
     Raises:
         CheckpointError: the file is no checkpoint, or its weights do not make a Mask R-CNN; the message lists what is
@@ -92,13 +131,34 @@ def read_checkpoint(
         state = {name: loaded(weight) for name, weight in taken.weights.items()}
     if key_map is not None:
         state = _rename(state, Path(key_map))
+    others = tuple(each.name for each in sets if each is not taken)
     known = {**_settings(container.settings, path), **(overrides or {})}
+    framework = recognise(map(unwrapped, state))
     with damage_told(path):
-        state = canonical_state(state, source)
+        if framework in ("mmdetection", "detectron2"):
+            told = _told(known)
+            settings = settings_for(framework, container.content, source, trained_with, told)
+            known = {name: value for name, value in known.items() if name not in {*told, "mode"}}
+            fields = {**settings.model_fields(), **known}
+            renamed = torchvision_state(state, framework, settings, source, known.get("placement"))
+            config = infer_config(renamed, fields)
+            settings.check_weights(config.backbone, config.num_classes, source)
+            model = _filled_model(config, renamed, source, settings.detector_options())
+            floats = {name: value.float() for name, value in own_names(state, framework).items()}
+            return LoadedCheckpoint(model.eval(), config, taken.name, others, (), Origin(floats, settings))
+        if trained_with:
+            raise CheckpointError(f"checkpoint {path} is torchvision's; --config is for mmdetection and detectron2")
+        state = torchvision_state(state, framework, TORCHVISION, source)
         config = infer_config(state, known)
         model = _filled_model(config, state, source)
-    others = tuple(each.name for each in sets if each is not taken)
     return LoadedCheckpoint(model.eval(), config, taken.name, others, _hints(config, known))
+
+
+def _told(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that ``settings_for`` takes; ``mode``, as it is called of torchvision's models, among them."""
+    names = {*TORCHVISION.field_names, *(f"{part}_type" for part in TYPES)}
+    told = {name: value for name, value in overrides.items() if name in names}
+    return {**told, "block_mode": overrides["mode"]} if "mode" in overrides else told
 
 
 def _hints(config: ModelConfig, known: Mapping[str, Any]) -> tuple[str, ...]:
@@ -163,7 +223,9 @@ def _rename(state: dict[str, Tensor], key_map: Path) -> dict[str, Tensor]:
     return renamed
 
 
-def _filled_model(config: ModelConfig, state: dict[str, Tensor], path: str) -> MaskRCNN:
+def _filled_model(
+    config: ModelConfig, state: dict[str, Tensor], path: str, detector_options: dict[str, Any] | None = None
+) -> MaskRCNN:
     """The network with these weights. Its shapes are compared before any memory is taken for it."""
     with torch.device("meta"):
         expected = model_from_config(config).state_dict()
@@ -188,7 +250,7 @@ def _filled_model(config: ModelConfig, state: dict[str, Tensor], path: str) -> M
             f"checkpoint {path} does not fit the Mask R-CNN that its weights suggest: {'; '.join(listed)}. "
             "Rename or drop weights with --key-map, correct what was read with --set"
         )
-    model = model_from_config(config)
+    model = model_from_config(config, **(detector_options or {}))
     model.load_state_dict({name: value.to(expected[name].dtype) for name, value in state.items()}, strict=False)
     return model
 

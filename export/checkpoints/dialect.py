@@ -14,6 +14,13 @@ from wnlb.runtime.errors import CheckpointError, WnlbError
 
 _FIRST_WEIGHT = "backbone.body.conv1.weight"
 _FIRST_WEIGHT_WRAPPED = re.compile(r"(.*?)backbone\.(?:model\.)*body\.(?:model\.)*conv1\.weight")
+# A weight that only Mask R-CNNs of one framework have under this name.
+MARKS = {
+    "mmdetection": "roi_head.bbox_head.fc_cls.weight",
+    "detectron2": "backbone.bottom_up.stem.conv1.weight",
+    "torchvision_v2": "backbone.fpn.inner_blocks.0.1.weight",
+    "torchvision": _FIRST_WEIGHT,
+}
 # What DDP and DataParallel, torch.compile, FSDP, activation checkpointing, Lightning's and DeepSpeed's strategies and
 # Opacus put around a module, each as one part of the names of its weights.
 _WRAPPERS = frozenset(
@@ -47,8 +54,17 @@ def unwrapped(name: str) -> str:
 
 def detector_prefixes(names: Iterable[str]) -> list[str]:
     """What stands before the names of each Mask R-CNN among these unwrapped names: ``["model.", "ema_model."]``."""
-    found = (_FIRST_WEIGHT_WRAPPED.fullmatch(name) for name in names)
-    return [each[1] for each in found if each]
+    found = []
+    for name in names:
+        if torchvision := _FIRST_WEIGHT_WRAPPED.fullmatch(name):
+            found.append(torchvision[1])
+        found += [name[: -len(mark)] for mark in (MARKS["mmdetection"], MARKS["detectron2"]) if is_called(name, mark)]
+    return found
+
+
+def is_called(name: str, weight: str) -> bool:
+    """Whether a weight's name is ``weight``, or that behind a prefix."""
+    return name == weight or name.endswith(f".{weight}")
 
 
 def canonical_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:

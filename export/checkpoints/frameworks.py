@@ -16,7 +16,7 @@ from wnlb.export.checkpoints import (
     names_mmdet,
     names_torchvision_v2,
 )
-from wnlb.export.checkpoints.dialect import canonical_state
+from wnlb.export.checkpoints.dialect import MARKS, canonical_state, is_called, unwrapped
 from wnlb.export.checkpoints.foreign_blocks import block_home, block_paths, block_weights
 from wnlb.export.checkpoints.name_table import renamed
 from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings
@@ -26,13 +26,6 @@ TABLES = {
     "mmdetection": names_mmdet.TABLE,
     "detectron2": names_detectron2.TABLE,
     "torchvision_v2": names_torchvision_v2.TABLE,
-}
-# A weight that only one framework calls so.
-_MARKS = {
-    "mmdetection": "roi_head.bbox_head.fc_cls.weight",
-    "detectron2": "backbone.bottom_up.stem.conv1.weight",
-    "torchvision_v2": "backbone.fpn.inner_blocks.0.1.weight",
-    "torchvision": "backbone.body.conv1.weight",
 }
 _REFUSED = (
     (r"(^|\.)roi_head\.bbox_head\.\d\.fc_cls\.weight$", "a cascade of mmdetection"),
@@ -44,6 +37,7 @@ _REFUSED = (
     (r"(^|\.)backbone\.(stem\.conv1|res[2-5]\.\d+\.conv1)\.weight$", "a detectron2 network without FPN"),
     (r"^(conv1_w|res2_0_branch2a_w|fpn_inner_res\w+_w)$", "a Detectron or Caffe2 network ('matching_heuristics')"),
 )
+_STEM = "backbone.body.conv1.weight"
 # Parts whose class may be one of the user's own: what they are to be read as.
 TYPES = ("detector", "backbone", "neck", "rpn_head", "roi_head", "bbox_head", "mask_head")
 
@@ -56,8 +50,8 @@ def recognise(names: Iterable[str]) -> str:
         CheckpointError: it is one of which another version or network is supported.
     """
     known = list(names)
-    for framework, mark in _MARKS.items():
-        if any(name == mark or name.endswith(f".{mark}") for name in known):
+    for framework, mark in MARKS.items():
+        if any(is_called(name, mark) for name in known):
             return framework
     for pattern, what in _REFUSED:
         found = next((name for name in known if re.search(pattern, name)), None)
@@ -111,6 +105,14 @@ def settings_for(
     return settings.with_overrides(overrides).complete(source)
 
 
+def own_names(state: Mapping[str, Tensor], framework: str) -> dict[str, Tensor]:
+    """The weights without what training wrapped around the network, as the framework itself calls them."""
+    mark = MARKS[framework]
+    bare = {unwrapped(name): value for name, value in state.items()}
+    prefix = next((name[: -len(mark)] for name in bare if is_called(name, mark)), "")
+    return {name.removeprefix(prefix): value for name, value in bare.items()}
+
+
 def torchvision_state(
     state: Mapping[str, Tensor],
     framework: str,
@@ -129,10 +131,8 @@ def torchvision_state(
     """
     if framework not in TABLES:
         return canonical_state(state, source)
-    table, mark = TABLES[framework], _MARKS[framework]
-    prefix = next((name[: -len(mark)] for name in state if name == mark or name.endswith(f".{mark}")), "")
-    own = {name.removeprefix(prefix): value for name, value in state.items()}
-    own = table.prepare(own)
+    table = TABLES[framework]
+    own = table.prepare(own_names(state, framework))
     blocks: dict[str, Tensor] = {}
     for path in block_paths(own):
         home = block_home(path, table.block_homes, placement, source)
@@ -146,4 +146,6 @@ def torchvision_state(
             f"checkpoint {source}: its RPN has {scores.shape[0]} scores for {boxes.shape[0]} box offsets; expected one "
             "for four: sigmoid scores, which alone are supported"
         )
+    if settings.channel_order == "bgr":  # frames are RGB for every file of ours
+        made[_STEM] = made[_STEM].flip(1)
     return canonical_state({**made, **blocks}, source)

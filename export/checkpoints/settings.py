@@ -67,7 +67,7 @@ class DetectorSettings:
         Raises:
             CheckpointError: a name is none of ours, or a value does not fit.
         """
-        names = [field.name for field in dataclasses.fields(self) if field.name != "framework"]
+        names = self.field_names
         for name in values:
             if name not in names:
                 near = difflib.get_close_matches(name, names, 1)
@@ -110,6 +110,30 @@ class DetectorSettings:
                     "the background); give the configuration that it was trained with"
                 )
 
+    @property
+    def field_names(self) -> tuple[str, ...]:
+        """What can be set of them by name."""
+        return tuple(field.name for field in dataclasses.fields(self) if field.name != "framework")
+
+    def told(self) -> dict[str, Any]:
+        """All that is not as by default, under its names: enough to make them again."""
+        return {
+            name: getattr(self, name)
+            for name, default in ((field.name, field.default) for field in dataclasses.fields(self))
+            if name != "framework" and getattr(self, name) != default
+        }
+
+    def detector_options(self) -> dict[str, Any]:
+        """What of these settings torchvision's ``MaskRCNN`` takes, under its names."""
+        return {
+            "rpn_pre_nms_top_n_test": self.pre_nms_top_n,
+            "rpn_post_nms_top_n_test": self.post_nms_top_n,
+            "rpn_nms_thresh": self.rpn_nms_threshold,
+            "box_score_thresh": self.score_threshold,
+            "box_nms_thresh": self.nms_threshold,
+            "box_detections_per_img": self.detections,
+        }
+
     def model_fields(self) -> dict[str, Any]:
         """What of these settings ``ModelConfig`` holds too, under its names."""
         sizes = self.anchor_sizes or ()
@@ -121,6 +145,9 @@ class DetectorSettings:
             "norm_eps": self.norm_eps,
             "mode": None if self.block_mode == "embedded" else self.block_mode,
         }
+        for name, values in (("image_mean", self.mean), ("image_std", self.std)):
+            rgb = (values or ())[:: -1 if self.channel_order == "bgr" else 1]
+            fields[name] = tuple(round(value / 255, 12) for value in rgb)
         return {name: value for name, value in fields.items() if value}
 
 

@@ -14,11 +14,11 @@ from wnlb.runtime.errors import GraphError
 
 
 class MaskBranch(nn.Module):
-    """From the maps that ``pool`` takes to probabilities ``[N, D, 2S, 2S]`` of each box's own class; S is the side of the pooled square.
+    """From the maps that ``pool`` takes to probabilities ``[N, D, 2S, 2S]`` of each box's own class.
 
-    The other classes are not computed. ``conv5_mask``, a transposed convolution with stride 2 and kernel 2, is four
-    1 x 1 convolutions, one for each pixel of a 2 x 2 cell. The cells are laid out after the last projection, when one
-    channel is left.
+    S is the side of the pooled square. The other classes are not computed. ``conv5_mask``, a transposed convolution
+    with stride 2 and kernel 2, is four 1 x 1 convolutions, one for each pixel of a 2 x 2 cell. The cells are laid out
+    after the last projection, when one channel is left.
     """
 
     own_weight: Tensor  # [C + 1, c] of the last projection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import io
 import logging
@@ -15,15 +16,19 @@ import onnx
 import torch
 from torchvision.models.detection import MaskRCNN
 
+from wnlb.export.checkpoints.checkpoint import Origin
+from wnlb.export.checkpoints.settings import TORCHVISION as TORCHVISION_SETTINGS
 from wnlb.export.graph.attention import AttentionPlan
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
 from wnlb.export.onnx_file.lint import lint
 from wnlb.export.onnx_file.passes import name_by_module, set_metadata, simplify
+from wnlb.export.onnx_file.reference import Eager
 from wnlb.export.onnx_file.verify import CASES, CaseReport, verify
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.conventions import TORCHVISION
 from wnlb.runtime.errors import GraphError
 from wnlb.runtime.files import atomic_path
 
@@ -46,18 +51,20 @@ def export_onnx(
     options: ExportOptions,
     *,
     class_names: tuple[str, ...] = (),
+    origin: Origin | None = None,
     checkpoint_sha256: str = "",
     checkpoint_weights: str = "",
     on_plan: Callable[[list[AttentionPlan]], None] = lambda plans: None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
-    """Write ``model`` as one static ONNX file, verified against ``model`` itself.
+    """Write ``model`` as one static ONNX file, verified against the eager network.
 
     Args:
         model: a torchvision ``MaskRCNN`` with FPN. Counts and thresholds of ``options`` are set on it.
         path: the file to write. It appears only when everything has held.
         class_names: one for each class but the background; ``class 1`` ... where there are none.
-        checkpoint_sha256, checkpoint_weights: origin, for the contract.
+        origin: of a model that another framework trained: it is computed, and verified, as that computes it.
+        checkpoint_sha256, checkpoint_weights: where it came from, for the contract.
         on_plan: called with the attention plans before anything is built.
         on_step: called with each of ``STEPS`` as it begins.
 
@@ -67,9 +74,13 @@ def export_onnx(
     """
     configure(model.float(), options)
     on_step("fold")
-    graph = DeployGraph(model, options)
+    graph = DeployGraph(model, options, origin.conventions if origin else TORCHVISION)
     on_plan(graph.plans)
-    contract = make_contract(model, graph, options, class_names, checkpoint_sha256, checkpoint_weights)
+    contract = dataclasses.replace(
+        make_contract(model, graph, options, class_names, origin),
+        checkpoint_sha256=checkpoint_sha256,
+        checkpoint_weights=checkpoint_weights,
+    )
     on_step("trace")
     file = trace(graph, contract)
     name_by_module(file)
@@ -80,7 +91,7 @@ def export_onnx(
     lint(file, contract)
     with atomic_path(path) as temporary:
         onnx.save(file, temporary)
-        cases = verify(temporary, model, graph, lambda name: on_step(f"verify: {name}"))
+        cases = verify(temporary, Eager(model, origin), graph, lambda name: on_step(f"verify: {name}"))
     return ExportReport(contract, graph.plans, cases)
 
 
@@ -104,15 +115,20 @@ def make_contract(
     graph: DeployGraph,
     options: ExportOptions,
     class_names: tuple[str, ...],
-    checkpoint_sha256: str,
-    checkpoint_weights: str = "",
+    origin: Origin | None = None,
 ) -> Contract:
-    """The contract of a graph. Raises GraphError where the number of class names does not fit."""
+    """The contract of a graph, of which no checkpoint is told.
+
+    Raises:
+        GraphError: the number of class names does not fit.
+    """
     classes = graph.detect.box_predictor.cls_score.out_features - 1
     names = class_names or tuple(f"class {i + 1}" for i in range(classes))
     if len(names) != classes:
         raise GraphError(f"{len(names)} class names for {classes} classes; expected one for each but the background")
     mean, std = model.transform.image_mean, model.transform.image_std
+    settings = origin.settings if origin else TORCHVISION_SETTINGS
+    resize = options.resize or settings.resize or "fit"
     return Contract(
         batch=options.batch,
         height=options.height,
@@ -126,9 +142,12 @@ def make_contract(
         post_nms_top_n=model.rpn.post_nms_top_n(),
         candidates=options.candidates,
         nms_rounds=options.nms_rounds,
-        resize=options.resize,
-        interpolation=options.interpolation,
-        # torchvision pads with zeros after normalising: with the mean, before it.
+        framework=settings.framework,
+        resize=resize,
+        # An asked-for way of resizing fills the input, as torchvision's models do.
+        scale=settings.scale if origin and not options.resize else None,
+        interpolation=options.interpolation or settings.interpolation or "bilinear",
+        # All frameworks pad with zeros after normalising: with the mean, before it.
         pad_rgb=tuple(round(255 * value) for value in mean),
         mean=tuple(mean),
         std=tuple(std),
@@ -137,8 +156,7 @@ def make_contract(
         attention={plan.level: f"{plan.mode}/{plan.form}" for plan in graph.plans},
         opset=OPSET,
         tool_version=importlib.metadata.version("wnlb-deploy"),
-        checkpoint_sha256=checkpoint_sha256,
-        checkpoint_weights=checkpoint_weights,
+        checkpoint_settings=settings.told() if origin else {},
     )
 
 
@@ -181,7 +199,7 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise GraphError(
             f"PyTorch {torch.__version__} cannot trace this model: {reason}; "
-            "expected a torchvision Mask R-CNN with FPN (torch 2.9 or later is known to trace it)"
+            "expected a Mask R-CNN with FPN (torch 2.9 or later is known to trace it)"
         ) from error
     finally:
         logger.setLevel(level)

@@ -1,7 +1,8 @@
-"""What torchvision's own stages find, the truth of every comparison, and how far other detections are from it."""
+"""What the eager network finds, the truth of every comparison, and how far other detections are from it."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
+
+from wnlb.export.checkpoints.checkpoint import Origin
+from wnlb.export.references import detectron2, mmdet
+from wnlb.export.references.interface import Settings
+from wnlb.runtime.contract import MASK_SIZE
 
 BOX_TOLERANCE = 0.05  # input pixels
 SCORE_TOLERANCE = 1e-4
@@ -47,6 +53,69 @@ def worst(differences: Iterable[Difference]) -> Difference:
     most = max(found, key=lambda one: one.unmatched / max(one.detections, 1))
     errors = {name: max(getattr(one, name) for one in found) for name in ("box_error", "score_error", "mask_error")}
     return dataclasses.replace(most, **errors)
+
+
+class Eager:
+    """A network as the framework computes it that trained it: torchvision itself, or the reference of another one.
+
+    Args:
+        model: with the counts and thresholds that hold, also for ``origin``.
+        origin: of a model of another framework.
+    """
+
+    def __init__(self, model: MaskRCNN, origin: Origin | None = None) -> None:
+        self.model, self._origin = model, origin
+
+    @property
+    def framework(self) -> str:
+        return self._origin.settings.framework if self._origin else "torchvision"
+
+    def doubled(self) -> Eager:
+        """The same in float64."""
+        origin = self._origin
+        if origin:
+            origin = dataclasses.replace(origin, state={name: value.double() for name, value in origin.state.items()})
+        return Eager(copy.deepcopy(self.model).double(), origin)
+
+    def detections(
+        self, images: NDArray[np.uint8], content: NDArray[np.int32] | None = None
+    ) -> tuple[list[Arrays], list[Tensor]]:
+        """As ``eager_detections``."""
+        if self._origin is None:
+            return eager_detections(self.model, images, content)
+        batch, height, width = images.shape[:3]
+        if content is None:
+            content = np.tile(np.array([height, width], np.int32), (batch, 1))
+        there = np.flatnonzero(content.min(1) > 0)  # what holds no picture is none for the framework
+        reference = {"mmdetection": mmdet.detections, "detectron2": detectron2.detections}[self.framework]
+        run = reference(self._origin.state, self._settings(), images[there], content[there])
+        found = [_nothing() for _ in range(batch)]
+        for i, own in zip(there, run.detections, strict=True):
+            found[i] = own
+        return found, run.pyramid
+
+    def _settings(self) -> Settings:
+        """Of the reference, counts and thresholds those of the model."""
+        assert self._origin is not None
+        names = {field.name for field in dataclasses.fields(Settings)}
+        told = {name: value for name, value in dataclasses.asdict(self._origin.settings).items() if name in names}
+        rpn, heads = self.model.rpn, self.model.roi_heads
+        return Settings(
+            **{
+                **told,
+                "pre_nms_top_n": rpn.pre_nms_top_n(),
+                "post_nms_top_n": rpn.post_nms_top_n(),
+                "rpn_nms_threshold": rpn.nms_thresh,
+                "score_threshold": heads.score_thresh,
+                "nms_threshold": heads.nms_thresh,
+                "detections": heads.detections_per_img,
+            }
+        )
+
+
+def _nothing() -> Arrays:
+    shapes = {"boxes": (0, 4), "scores": (0,), "labels": (0,), "masks": (0, MASK_SIZE, MASK_SIZE)}
+    return {name: np.zeros(shape, np.int64 if name == "labels" else np.float32) for name, shape in shapes.items()}
 
 
 def eager_detections(

@@ -19,7 +19,7 @@ from torchvision.models.detection import MaskRCNN
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import blocks_by_level, wnlb_maskrcnn
 from wnlb.export.onnx_file.export_onnx import export_onnx
-from wnlb.export.onnx_file.reference import Difference, as_outputs, difference, worst
+from wnlb.export.onnx_file.reference import Difference, Eager, as_outputs, difference, worst
 from wnlb.export.onnx_file.verify import TOLERANCES, CaseReport, Rounding, dark_scene, padded, verify, warning
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import VerificationError
@@ -85,7 +85,7 @@ def test_a_network_that_does_not_amplify_is_judged_in_float32(steady: Exported) 
 def test_three_times_the_tolerance_is_refused(steady: Exported, output: str) -> None:
     path = steady.with_error(output, 3 * TOLERANCES[output])
     with pytest.raises(VerificationError, match=rf"noise: {output} differ by .*, more than {TOLERANCES[output]:g}"):
-        verify(path, steady.model, steady.graph)
+        verify(path, Eager(steady.model), steady.graph)
 
 
 def test_a_network_that_amplifies_rounding_is_accepted_with_a_warning(amplifying: Exported) -> None:
@@ -103,10 +103,10 @@ def test_an_error_above_its_rounding_is_refused(amplifying: Exported) -> None:
     assert rounding is not None
     path = amplifying.with_error("masks", 2.5 * rounding.eager.mask_error + 1e-3)
     with pytest.raises(VerificationError, match="masks differ by"):
-        verify(path, amplifying.model, amplifying.graph)
+        verify(path, Eager(amplifying.model), amplifying.graph)
     scores = 3 * max(TOLERANCES["scores"], 2 * rounding.eager.score_error)
     with pytest.raises(VerificationError, match="scores differ by"):
-        verify(amplifying.with_error("scores", scores), amplifying.model, amplifying.graph)
+        verify(amplifying.with_error("scores", scores), Eager(amplifying.model), amplifying.graph)
 
 
 @pytest.mark.slow
