@@ -82,9 +82,11 @@ def test_prepares_each_frame_as_the_contract_says(backend):
     assert (batch[0] == 50).all()
     assert (batch[1, :, :48] == 60).all()
     assert (batch[1, :, 48:] == (7, 8, 9)).all()
-    contract = dataclasses.replace(backend.contract, resize="stretch", interpolation="nearest")
+    contract = dataclasses.replace(
+        backend.contract, framework="mmdetection", resize="stretch", scale=(90, 60), interpolation="nearest"
+    )
     geometry = geometry_of(contract)
-    assert dataclasses.astuple(geometry) == (64, 96, "stretch", "nearest", (7, 8, 9))
+    assert dataclasses.astuple(geometry) == (64, 96, "stretch", "nearest", (7, 8, 9), (90, 60), "nearest")
 
 
 def test_tells_what_of_each_input_the_frame_fills(backend):
