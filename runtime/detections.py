@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MASK_THRESHOLD = 0.5
+_ROWS = 64  # of a frame whose values are computed at a time, so that they stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,28 +77,59 @@ class Detections:
 
 
 def paste_masks(
-    probabilities: NDArray[np.float32], boxes: NDArray[np.float32], height: int, width: int
+    probabilities: NDArray[np.float32], boxes: NDArray[np.floating], height: int, width: int, how: str
 ) -> tuple[Mask, ...]:
-    """Binary masks in the pixels of the frame: torchvision's ``paste_masks_in_image`` above 0.5, cropped.
+    """Binary masks in the pixels of the frame, each cropped to what it can cover.
+
+    "resized": torchvision's ``paste_masks_in_image``, above 0.5. "sampled": ``_do_paste_mask`` of mmdetection
+    (mmdet/models/roi_heads/mask_heads/fcn_mask_head.py) and detectron2 (layers/mask_ops.py): a pixel is set where the
+    bilinear value at its centre is 0.5 or more. The mask's M x M cells fill the box, outside it is 0; a box without
+    extent has none.
 
     Args:
         probabilities: ``[D, M, M]`` inside each box.
-        boxes: ``[D, 4]`` x1 y1 x2 y2 in frame pixels, inside the frame.
+        boxes: ``[D, 4]`` x1 y1 x2 y2 in frame pixels, inside the frame; float32 for "resized", as in torchvision.
+            "sampled" computes in float64, and boxes of that precision keep it.
         height, width: of the frame, pixels.
+        how: ``Conventions.mask_paste``.
     """
+    if how == "sampled":
+        return tuple(_sample(mask, box, height, width) for mask, box in zip(probabilities, boxes.tolist(), strict=True))
     size = probabilities.shape[-1] if len(boxes) else 1
     # A border of one zero pixel, and the boxes grown to match (torchvision's expand_masks and expand_boxes).
     padded = np.pad(probabilities, ((0, 0), (1, 1), (1, 1)))
     half = (boxes[:, 2:] - boxes[:, :2]) * np.float32(0.5) * np.float32((size + 2) / size)
     center = (boxes[:, 2:] + boxes[:, :2]) * np.float32(0.5)
     corners = np.concatenate([center - half, center + half], 1).astype(np.int64)  # towards zero, as torchvision
-    return tuple(_paste(mask, corner, height, width) for mask, corner in zip(padded, corners.tolist(), strict=True))
+    return tuple(_resize(mask, corner, height, width) for mask, corner in zip(padded, corners.tolist(), strict=True))
 
 
-def _paste(mask: NDArray[np.float32], box: list[int], height: int, width: int) -> Mask:
+def _resize(mask: NDArray[np.float32], box: list[int], height: int, width: int) -> Mask:
     x1, y1, x2, y2 = box
     w, h = max(x2 - x1 + 1, 1), max(y2 - y1 + 1, 1)
     left, top = min(max(x1, 0), width), min(max(y1, 0), height)
     right, bottom = max(min(x1 + w, width), left), max(min(y1 + h, height), top)
     resized = cv2.resize(mask, (w, h), interpolation=cv2.INTER_LINEAR)
     return Mask(left, top, resized[top - y1 : bottom - y1, left - x1 : right - x1] > MASK_THRESHOLD)
+
+
+def _sample(mask: NDArray[np.float32], box: list[float], height: int, width: int) -> Mask:
+    """A bilinear value is a product of matrices: weights of rows, mask, weights of columns."""
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        return Mask(0, 0, np.zeros((0, 0), bool))
+    # Half a pixel and more beside the box all values are below 0.5.
+    left, top, right, bottom = math.floor(x1), math.floor(y1), min(math.ceil(x2), width), min(math.ceil(y2), height)
+    rows = _weights(top, bottom, y1, y2, len(mask))
+    columns = mask.astype(np.float64) @ _weights(left, right, x1, x2, len(mask)).T  # [M, w]
+    pixels = np.empty((bottom - top, right - left), bool)
+    for i in range(0, len(rows), _ROWS):
+        np.greater_equal(rows[i : i + _ROWS] @ columns, MASK_THRESHOLD, out=pixels[i : i + _ROWS])
+    return Mask(left, top, pixels)
+
+
+def _weights(first: int, last: int, low: float, high: float, cells: int) -> NDArray[np.float64]:
+    """``[last - first, cells]``: the weight of each cell at the centre of each pixel; the box is from low to high."""
+    at = (np.arange(first, last) + 0.5 - low) / (high - low) * 2 - 1  # -1 .. 1 over the box, as both frameworks have it
+    at = (at + 1) * (cells / 2) - 0.5  # PyTorch's grid_sample, align_corners=False: the centre of cell i is at i
+    return np.maximum(1 - np.abs(at[:, None] - np.arange(cells)), 0)

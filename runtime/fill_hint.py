@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from wnlb.runtime.geometry import Geometry
+from dataclasses import replace
+
+from wnlb.runtime.geometry import Geometry, Placement
 
 FILLED = 0.7  # share of the input that a frame should fill
 _WORTH = 0.5  # share that another size should bring at least
@@ -21,7 +23,7 @@ class FillHint:
         if self._told or now >= FILLED:
             return ""
         height, width = fitting_size(self._geometry, frame_height, frame_width)
-        then = filled(Geometry(height, width), frame_height, frame_width)
+        then = filled(replace(self._geometry, height=height, width=width), frame_height, frame_width)
         if then < max(1.1 * now, _WORTH):  # a strip of a picture, for which no size is good
             return ""
         self._told = True
@@ -40,18 +42,23 @@ def filled(geometry: Geometry, frame_height: int, frame_width: int) -> float:
 def fitting_size(geometry: Geometry, frame_height: int, frame_width: int) -> tuple[int, int]:
     """The smallest input, height and width, that such a frame fills, at least as large in it as in ``geometry``.
 
-    Where it fills none well, up to twice as large: the one that it fills best.
+    Where it fills none well, up to twice as large: the one that it fills best. With a scale a frame grows no further
+    than that, and it is the one that just holds it.
     """
-    placement = geometry.place(frame_height, frame_width)
-    longest = max(placement.height, placement.width)
-    sizes = []
-    for side in range(_multiple(longest), 2 * _multiple(longest) + 1, _STEP):
-        scale = side / max(frame_height, frame_width)
-        size = _multiple(frame_height * scale), _multiple(frame_width * scale)
-        if filled(Geometry(*size), frame_height, frame_width) >= FILLED:
-            return size
-        sizes.append(size)
-    return max(sizes, key=lambda size: filled(Geometry(*size), frame_height, frame_width))
+    frame = (frame_height, frame_width)
+    placement = geometry.place(*frame)
+    longest = _multiple(max(placement.height, placement.width))
+    shares = [side / max(frame) for side in range(longest, 2 * longest + 1, _STEP)]
+    sizes = [(placement.height, placement.width), *((frame_height * share, frame_width * share) for share in shares)]
+    inputs = [replace(geometry, height=_multiple(height), width=_multiple(width)) for height, width in sizes]
+    inputs = [each for each in inputs if _holds(each.place(*frame), placement)]
+    well = (each for each in inputs if filled(each, *frame) >= FILLED)
+    best = next(well, None) or max(inputs, key=lambda each: filled(each, *frame))
+    return best.height, best.width
+
+
+def _holds(larger: Placement, smaller: Placement) -> bool:
+    return larger.height >= smaller.height and larger.width >= smaller.width
 
 
 def _multiple(side: float) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wnlb.runtime.antialiased import resized_antialiased
 from wnlb.runtime.errors import PictureError, WnlbError
 
-_INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
+_Float = TypeVar("_Float", np.float32, np.float64)
+_OPENCV = {"bilinear": cv2.INTER_LINEAR, "nearest": cv2.INTER_NEAREST}
 
 
 @dataclass(frozen=True)
@@ -23,28 +26,37 @@ class Placement:
     height: int  # of the resized frame, which starts at the input's left top corner
     width: int
 
-    def boxes_to_frame(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[D, 4]`` x1 y1 x2 y2 in input pixels to frame pixels, clipped to the frame."""
-        frame = np.array([self.frame_width, self.frame_height] * 2, np.float32)
-        return np.clip(boxes_xyxy * (frame / self._resized), 0, frame).astype(np.float32)
+    def boxes_to_frame(self, boxes_xyxy: NDArray[_Float]) -> NDArray[_Float]:
+        """``[D, 4]`` x1 y1 x2 y2 in input pixels to frame pixels, clipped to the frame, in the boxes' precision."""
+        frame, resized = self._sides(boxes_xyxy.dtype)
+        return np.clip(boxes_xyxy * (frame / resized), 0, frame)
 
-    def boxes_to_input(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``[D, 4]`` x1 y1 x2 y2 in frame pixels to input pixels."""
-        frame = np.array([self.frame_width, self.frame_height] * 2, np.float32)
-        return (boxes_xyxy * (self._resized / frame)).astype(np.float32)
+    def boxes_to_input(self, boxes_xyxy: NDArray[_Float]) -> NDArray[_Float]:
+        """``[D, 4]`` x1 y1 x2 y2 in frame pixels to input pixels, in the boxes' precision."""
+        frame, resized = self._sides(boxes_xyxy.dtype)
+        return boxes_xyxy * (resized / frame)
 
-    @property
-    def _resized(self) -> NDArray[np.float32]:
-        return np.array([self.width, self.height] * 2, np.float32)
+    def _sides(self, kind: np.dtype[_Float]) -> tuple[NDArray[_Float], NDArray[_Float]]:
+        """Width, height, width, height of the frame and of the resized one."""
+        frame = np.array([self.frame_width, self.frame_height] * 2, kind)
+        return frame, np.array([self.width, self.height] * 2, kind)
 
 
 @dataclass(frozen=True)
 class Geometry:
     """How frames become inputs. One object for both directions, for inference and for calibration.
 
-    ``fit`` scales by ``min(height / frame_height, width / frame_width)``, rounds down as torchvision
-    does, and pads right and bottom with ``pad_rgb``; ``stretch`` fills the input. Interpolation is
-    OpenCV's without antialiasing, as torchvision resizes for detection.
+    ``fit`` keeps the aspect ratio and pads right and bottom with ``pad_rgb``. A frame becomes as large as ``scale``
+    (long and short edge, px) allows, as its framework makes it, where the input holds that; else, and without
+    ``scale``, as large as the input (height x width) allows. ``stretch`` makes every frame as large as ``scale`` (width
+    and height, px) where the input holds that, and else as the input, side by side.
+
+    ``size_rule`` says how ``fit`` rounds: "down" as torchvision (``GeneralizedRCNNTransform``), "nearest" half up as
+    mmdetection (mmcv/image/geometric.py), "nearest, short side first" the same in the order of operations of detectron2
+    (``ResizeShortestEdge``, data/transforms/augmentation_impl.py).
+
+    Interpolation: "bilinear" and "nearest" are OpenCV's without antialiasing, as torchvision resizes for detection, and
+    mmdetection; "antialiased" is Pillow's bilinear, as detectron2 does.
     """
 
     height: int
@@ -52,15 +64,17 @@ class Geometry:
     resize: str = "fit"
     interpolation: str = "bilinear"
     pad_rgb: tuple[int, int, int] = (0, 0, 0)
+    scale: tuple[int, int] | None = None
+    size_rule: str = "down"
 
     def place(self, frame_height: int, frame_width: int) -> Placement:
         """Placement of a frame of this size."""
         if self.resize == "stretch":
-            return Placement(frame_height, frame_width, self.height, self.width)
-        scale = min(self.height / frame_height, self.width / frame_width)
-        # 1e-6: a side that fits exactly must not lose a pixel to rounding.
-        height = min(max(int(frame_height * scale + 1e-6), 1), self.height)
-        width = min(max(int(frame_width * scale + 1e-6), 1), self.width)
+            width, height = self.scale or (self.width, self.height)
+            return Placement(frame_height, frame_width, min(height, self.height), min(width, self.width))
+        height, width = self._size_in_scale(frame_height, frame_width)
+        if height > self.height or width > self.width:
+            height, width = self._size_in_input(frame_height, frame_width)
         return Placement(frame_height, frame_width, height, width)
 
     def prepare(
@@ -77,14 +91,38 @@ class Geometry:
             out = np.empty((self.height, self.width, 3), np.uint8)
         resized = frame_bgr
         if (placement.height, placement.width) != frame_bgr.shape[:2]:
-            size = (placement.width, placement.height)
-            resized = np.asarray(
-                cv2.resize(frame_bgr, size, interpolation=_INTERPOLATION[self.interpolation]), np.uint8
-            )
+            resized = self._resized(frame_bgr, placement)
         out[placement.height :] = self.pad_rgb
         out[: placement.height, placement.width :] = self.pad_rgb
         out[: placement.height, : placement.width] = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
         return out, placement
+
+    def _size_in_scale(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) px of a resized frame, whatever the input holds."""
+        if self.scale is None:
+            return self._size_in_input(height, width)
+        long, short = self.scale
+        if self.size_rule != "nearest, short side first":
+            share = min(long / max(height, width), short / min(height, width))
+            return self._rounded(height * share), self._rounded(width * share)
+        share = short / min(height, width)
+        sides = (short, share * width) if height < width else (share * height, short)
+        share = min(long / max(sides), 1.0)
+        return self._rounded(sides[0] * share), self._rounded(sides[1] * share)
+
+    def _size_in_input(self, height: int, width: int) -> tuple[int, int]:
+        share = min(self.height / height, self.width / width)
+        return min(self._rounded(height * share), self.height), min(self._rounded(width * share), self.width)
+
+    def _rounded(self, side: float) -> int:
+        # 1e-6: a side that fits exactly must not lose a pixel to rounding.
+        return max(int(side + (1e-6 if self.size_rule == "down" else 0.5)), 1)
+
+    def _resized(self, frame_bgr: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+        if self.interpolation == "antialiased":
+            return resized_antialiased(frame_bgr, placement.height, placement.width)
+        size = (placement.width, placement.height)
+        return np.asarray(cv2.resize(frame_bgr, size, interpolation=_OPENCV[self.interpolation]), np.uint8)
 
 
 def check_frame(frame_bgr: object) -> None:

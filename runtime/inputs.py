@@ -14,7 +14,15 @@ from wnlb.runtime.geometry import Geometry, Placement
 
 def geometry_of(contract: Contract) -> Geometry:
     """The geometry that a contract prescribes."""
-    return Geometry(contract.height, contract.width, contract.resize, contract.interpolation, contract.pad_rgb)
+    return Geometry(
+        contract.height,
+        contract.width,
+        contract.resize,
+        contract.interpolation,
+        contract.pad_rgb,
+        contract.scale,
+        contract.conventions.size_rule,
+    )
 
 
 def prepared_inputs(contract: Contract, frames_bgr: Sequence[NDArray[np.uint8]]) -> dict[str, NDArray]:

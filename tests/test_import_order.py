@@ -123,7 +123,7 @@ class C:
     with pytest.raises(ValueError, match="relative"):
         _imports("from . import cli", modules)
     assert {"runtime.profile.measure", "calibration.scenes.camera", "export.graph.deploy", "plugins"} <= set(PATHS)
-    assert IMPORTS["runtime.geometry"] == {Import("runtime.errors", True)}
+    assert IMPORTS["runtime.geometry"] == {Import("runtime.antialiased", True), Import("runtime.errors", True)}
     assert Import("runtime.onnxruntime_backend", False) in IMPORTS["runtime.backend"]
     for name, imports in IMPORTS.items():
         assert {one.name for one in imports} <= set(PATHS), name
@@ -199,9 +199,10 @@ def test_the_runtime_imports_only_the_runtime() -> None:
         return other.name in BESIDE.get(name, set()) and (at_once or not other.at_once)
 
     assert wrong("runtime", allowed) == set()
-    assert not IMPORTS["runtime.errors"]
-    for name in ("runtime.contract", "runtime.geometry", "runtime.detections"):
-        assert {one.name for one in IMPORTS[name]} <= {"runtime.errors"}, name
+    assert not IMPORTS["runtime.errors"] | IMPORTS["runtime.antialiased"]
+    beneath = {"runtime.errors", "runtime.conventions", "runtime.antialiased"}
+    for name in ("runtime.conventions", "runtime.contract", "runtime.geometry", "runtime.detections"):
+        assert {one.name for one in IMPORTS[name]} <= beneath, name
 
 
 def test_the_export_imports_little_of_the_runtime() -> None:

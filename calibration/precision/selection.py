@@ -194,7 +194,7 @@ def hashes_of(source: str, on_done: Callable[[], object] = lambda: None) -> dict
 
 def write_manifest(selection: Selection, contract: Contract, path: Path) -> None:
     """JSON: the chosen pictures with their hashes and statistics, and how they were prepared."""
-    preparation = ("height", "width", "resize", "interpolation", "pad_rgb", "layout", "color")
+    preparation = ("framework", "height", "width", "resize", "scale", "interpolation", "pad_rgb", "layout", "color")
     content = {
         "source": selection.source,
         "seed": selection.seed,

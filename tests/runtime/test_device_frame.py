@@ -19,9 +19,9 @@ SIZES = [(64, 96), (32, 48), (97, 101), (480, 640), (1, 1), (7, 500), (63, 96), 
 
 
 @pytest.mark.parametrize("resize", ["fit", "stretch"])
-@pytest.mark.parametrize(("interpolation", "levels"), [("bilinear", 1), ("nearest", 0)])
+@pytest.mark.parametrize(("interpolation", "levels"), [("bilinear", 1), ("nearest", 0), ("antialiased", 1)])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_input_is_opencvs(size: tuple[int, int], interpolation: str, levels: int, resize: str) -> None:
+def test_the_input_is_that_of_the_host(size: tuple[int, int], interpolation: str, levels: int, resize: str) -> None:
     geometry = Geometry(64, 96, resize, interpolation, (124, 116, 104))
     frame = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     expected, placement = geometry.prepare(frame)

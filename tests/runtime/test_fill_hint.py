@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,32 @@ def test_a_fitting_size_is_filled_and_shrinks_nothing(frame: tuple[int, int]) ->
         before, after = geometry.place(*frame), fitting.place(*frame)
         assert after.height >= before.height
         assert after.width >= before.width
+
+
+@pytest.mark.parametrize("frame", [(1080, 1920), (1920, 1080), (480, 640), (33, 64), (100, 2000), (1, 1)])
+def test_with_a_scale_the_hint_is_what_just_holds_the_frame(frame: tuple[int, int]) -> None:
+    for size, rule in itertools.product(
+        [(1344, 1344), (2048, 2048), (800, 1344), (416, 416)], ["down", "nearest", "nearest, short side first"]
+    ):
+        geometry = Geometry(*size, scale=(1333, 800), size_rule=rule)
+        height, width = fitting_size(geometry, *frame)
+        before, after = geometry.place(*frame), replace(geometry, height=height, width=width).place(*frame)
+        assert after.height >= before.height
+        assert after.width >= before.width
+        if max(size) > 1333:
+            assert after == before
+            assert 0 <= height - after.height < 32 or height == 64
+            assert 0 <= width - after.width < 32 or width == 64
+
+
+def test_planted_sizes_with_a_scale() -> None:
+    large = Geometry(1344, 1344, interpolation="antialiased", scale=(1333, 800), size_rule="nearest, short side first")
+    assert fitting_size(large, 1080, 1920) == (768, 1344)  # 750 x 1333
+    assert fitting_size(large, 480, 640) == (800, 1088)  # 800 x 1067
+    assert "with --size 768x1344" in FillHint(large).about(1080, 1920)
+    # 738 x 1312 would be 768 x 1312 by the longer side alone
+    assert fitting_size(Geometry(1344, 1344, scale=(1309, 736), size_rule="nearest"), 1080, 1920) == (736, 1312)
+    assert fitting_size(Geometry(416, 608, "stretch", scale=(100, 50)), 1080, 1920) == (64, 128)
 
 
 def test_says_it_once_and_of_the_first_frame_that_fills_too_little() -> None:

@@ -3,13 +3,22 @@ import pytest
 import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from wnlb.export.references.picture import (
+    detectron2_size,
+    mmdet_size,
+    prepared,
+    resized_by_nearest,
+    resized_by_opencv,
+    resized_by_pillow,
+)
+from wnlb.runtime.conventions import DETECTRON2, MMDETECTION
 from wnlb.runtime.errors import PictureError
 from wnlb.runtime.geometry import Geometry, Placement
 
 HEIGHT, WIDTH = 64, 96
 # Landscape, portrait, exact, one pixel, prime, very long both ways, larger and smaller than the input.
 FRAMES = [(600, 900), (900, 600), (64, 96), (1, 1), (97, 61), (3, 4000), (4000, 3), (10, 15), (65, 96), (63, 97)]
-MODES = [(resize, kind) for resize in ("fit", "stretch") for kind in ("bilinear", "nearest")]
+MODES = [(resize, kind) for resize in ("fit", "stretch") for kind in ("bilinear", "nearest", "antialiased")]
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -40,6 +49,102 @@ def test_planted_placements():
     assert Geometry(64, 96, "stretch").place(900, 600) == Placement(900, 600, 64, 96)
     box = np.array([[0, 0, 21, 32]], np.float32)
     np.testing.assert_array_equal(Placement(900, 600, 64, 42).boxes_to_frame(box), [[0, 0, 300, 450]])
+
+
+SIZE_RULES = [(MMDETECTION.size_rule, mmdet_size), (DETECTRON2.size_rule, detectron2_size)]
+
+
+@pytest.mark.parametrize(("rule", "size"), SIZE_RULES)
+def test_frames_are_as_large_as_the_framework_makes_them(rule, size):
+    rng = np.random.default_rng(0)
+    frames = [*rng.integers(1, 5000, (3000, 2)).tolist(), [800, 1333], [1333, 800], [640, 480], [427, 640]]
+    for long, short in ((1333, 800), (608, 416), (101, 101), (2000, 7)):
+        geometry = Geometry(2048, 2048, scale=(long, short), size_rule=rule)
+        for frame in frames:
+            height, width = size(*frame, short, long)
+            assert geometry.place(*frame) == Placement(*frame, max(height, 1), max(width, 1))
+
+
+def test_the_order_of_operations_shows():
+    """The two frameworks differ by a pixel where a side ends at a half, which one order of products rounds away."""
+    frames = [(height, width) for height in range(1, 400) for width in range(height, 400)]
+    apart = [frame for frame in frames if mmdet_size(*frame, 416, 608) != detectron2_size(*frame, 416, 608)]
+    assert apart
+    for frame in apart:
+        sizes = [Geometry(608, 608, scale=(608, 416), size_rule=rule).place(*frame) for rule, _ in SIZE_RULES]
+        assert sizes[0] != sizes[1]
+
+
+@pytest.mark.parametrize("rule", ["down", "nearest", "nearest, short side first"])
+def test_a_smaller_input_scales_instead(rule):
+    """Then both rules of rounding hold for the input's own limits, as without a scale."""
+    small = Geometry(64, 96, scale=(1333, 800), size_rule=rule)
+    without = Geometry(64, 96, size_rule=rule)
+    for frame in FRAMES:
+        assert small.place(*frame) == without.place(*frame)
+    # 1333 x 800 of 640 x 480 is 1067 x 800: the input holds it, or one side of it, or neither
+    for size, expected in (((800, 1088), (800, 1067)), ((800, 1056), (792, 1056)), ((768, 1344), (768, 1024))):
+        height, width = expected
+        placement = Geometry(*size, scale=(1333, 800), size_rule=rule).place(480, 640)
+        width -= rule == "down" and width == 1067  # 1066.67
+        assert placement == Placement(480, 640, height, width)
+
+
+def test_planted_roundings():
+    for rule, side in (("down", 391), ("nearest", 392), ("nearest, short side first", 392)):  # 391.6
+        assert Geometry(416, 608, size_rule=rule).place(333, 517) == Placement(333, 517, side, 608)
+        assert Geometry(416, 608, scale=(608, 416), size_rule=rule).place(333, 517) == Placement(333, 517, side, 608)
+        assert Geometry(640, 640, scale=(608, 416), size_rule=rule).place(517, 333) == Placement(517, 333, 608, side)
+        assert Geometry(64, 96, scale=(50, 50), size_rule=rule).place(1, 4000) == Placement(1, 4000, 1, 50)
+
+
+def test_stretches_to_the_scale():
+    for scale, expected in (((90, 60), (60, 90)), ((96, 64), (64, 96)), ((100, 60), (60, 96)), ((1, 500), (64, 1))):
+        placement = Geometry(64, 96, "stretch", scale=scale).place(300, 200)
+        assert (placement.height, placement.width) == expected
+
+
+PREPARATIONS = [
+    (MMDETECTION.size_rule, mmdet_size, "bilinear", resized_by_opencv),
+    (MMDETECTION.size_rule, mmdet_size, "nearest", resized_by_nearest),
+    (DETECTRON2.size_rule, detectron2_size, "antialiased", resized_by_pillow),
+]
+
+
+@pytest.mark.parametrize(("rule", "size", "interpolation", "resize"), PREPARATIONS)
+@pytest.mark.parametrize("frame", [(120, 180), (180, 120), (40, 61), (33, 97), (64, 96), (200, 30), (1, 1)])
+def test_inputs_are_those_of_the_frameworks(frame, rule, size, interpolation, resize):
+    picture = noise(*frame)
+    expected, content = prepared(picture, size(*frame, 64, 96), resize)
+    geometry = Geometry(*expected.shape[:2], "fit", interpolation, (0, 0, 0), (96, 64), rule)
+    ours, placement = geometry.prepare(picture[..., ::-1])
+    assert (placement.height, placement.width) == content
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_boxes_keep_their_precision():
+    placement = Placement(1080, 1920, 750, 1333)
+    boxes = np.random.default_rng(0).uniform(0, 700, (50, 4))
+    for there in (placement.boxes_to_frame, placement.boxes_to_input):
+        exact, rounded = there(boxes), there(boxes.astype(np.float32))
+        assert (exact.dtype, rounded.dtype) == (np.float64, np.float32)
+        np.testing.assert_allclose(exact, rounded, rtol=1e-6)
+
+
+@pytest.mark.parametrize("frame", [(1080, 1920), (1920, 1080), (333, 517), (97, 61)])
+def test_boxes_return_as_in_the_frameworks(frame):
+    """mmdetection divides by the factors of width and height; detectron2 multiplies by their inverse, and clips."""
+    placement = Geometry(800, 1344, scale=(1333, 800), size_rule=MMDETECTION.size_rule).place(*frame)
+    boxes = np.random.default_rng(0).uniform(0, 1, (200, 4)) * ([placement.width, placement.height] * 2)
+    boxes = np.sort(boxes.reshape(-1, 2, 2), 1).reshape(-1, 4).astype(np.float32)  # clipped to the content
+    height, width = frame
+    factors = torch.tensor([placement.width / width, placement.height / height] * 2)
+    divided = torch.from_numpy(boxes) / factors
+    scaled = torch.from_numpy(boxes) * torch.tensor([width / placement.width, height / placement.height] * 2)
+    limit = torch.tensor([width, height] * 2)
+    ours = placement.boxes_to_frame(boxes)
+    for theirs in (divided, torch.minimum(scaled, limit)):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=3 * np.finfo(np.float32).eps)
 
 
 def test_boxes_in_the_padding_are_clipped_to_the_frame():

@@ -8,6 +8,7 @@ from wnlb.export.checkpoints.checkpoint import load_checkpoint
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.reference import match
 from wnlb.export.options import ExportOptions
+from wnlb.export.references.picture import detectron2_size, mmdet_size, pasted
 from wnlb.runtime.backend import open_backend
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import PictureError, WnlbError
@@ -75,6 +76,40 @@ def test_masks_fill_their_part_of_the_frame(backend):
     assert not none.any()
 
 
+@pytest.mark.parametrize(
+    ("framework", "size"), [("mmdetection", mmdet_size), ("detectron2", detectron2_size)], ids=["mmdet", "detectron2"]
+)
+def test_pastes_as_the_frameworks_weights_were_trained_in(make_contract, framework, size):
+    rng = np.random.default_rng(0)
+    contract = make_contract(framework=framework, scale=(90, 60), detections=5, resize="fit")
+    height, width = size(333, 517, 60, 90)
+    boxes = rng.uniform(0, 1, (1, 5, 2, 2)) * [width, height]
+    boxes = np.sort(boxes, 2).reshape(1, 5, 4).astype(np.float32)
+    boxes[0, 4] = [5, 7, 5, 30]  # empty: detectron2 drops it
+    masks = rng.random((1, 5, 28, 28), np.float32)
+    outputs = {"boxes": boxes, "scores": np.array([[0.9, 0.8, 0.7, 0.6, 0.5]], np.float32), "masks": masks}
+    outputs |= {"labels": np.array([[1, 2, 1, 2, 1]], np.int32), "count": np.array([5], np.int32)}
+    found = Predictor(PlantedBackend(contract, **outputs))(frame(333, 517))
+    expected, pixels = pasted(boxes[0], masks[0], (height, width), (333, 517))
+    rows = 4 if framework == "detectron2" else 5
+    assert found.boxes.dtype == np.float32
+    assert found.labels.tolist() == [1, 2, 1, 2, 1][:rows]
+    np.testing.assert_array_equal(found.boxes, expected[:rows].astype(np.float32))
+    np.testing.assert_array_equal([*found.full_masks()], pixels[:rows])
+
+
+def test_drops_the_empty_wherever_they_are(make_contract):
+    """Without masks too; boxes in the padding are empty once they are clipped."""
+    contract = make_contract(framework="detectron2", detections=4, masks="none")
+    boxes = np.array([[[50, 0, 90, 60], [0, 0, 20, 20], [3, 3, 3, 3], [10, 4, 30, 64]]], np.float32)
+    scores, labels = np.array([[0.9, 0.8, 0.7, 0.6]], np.float32), np.array([[1, 2, 1, 2]], np.int32)
+    backend = PlantedBackend(contract, boxes=boxes, scores=scores, labels=labels, count=np.array([4]))
+    found = Predictor(backend)(frame(64, 40))
+    assert (found.labels.tolist(), found.masks) == ([2, 2], None)
+    np.testing.assert_array_equal(found.boxes, boxes[0, [1, 3]])
+    np.testing.assert_array_equal(found.scores, scores[0, [1, 3]])
+
+
 def test_prepares_each_frame_as_the_contract_says(backend):
     Predictor(backend).predict_batch([frame(64, 96, 50), frame(64, 48, 60)])
     (batch,) = backend.inputs
@@ -82,9 +117,11 @@ def test_prepares_each_frame_as_the_contract_says(backend):
     assert (batch[0] == 50).all()
     assert (batch[1, :, :48] == 60).all()
     assert (batch[1, :, 48:] == (7, 8, 9)).all()
-    contract = dataclasses.replace(backend.contract, resize="stretch", interpolation="nearest")
+    contract = dataclasses.replace(
+        backend.contract, framework="mmdetection", resize="stretch", scale=(90, 60), interpolation="nearest"
+    )
     geometry = geometry_of(contract)
-    assert dataclasses.astuple(geometry) == (64, 96, "stretch", "nearest", (7, 8, 9))
+    assert dataclasses.astuple(geometry) == (64, 96, "stretch", "nearest", (7, 8, 9), (90, 60), "nearest")
 
 
 def test_tells_what_of_each_input_the_frame_fills(backend):

@@ -160,6 +160,8 @@ def test_manifest(tmp_path: Path, night: Path, make_contract: Callable[..., Cont
     content = json.loads((tmp_path / "manifest.json").read_text())
     assert content["preparation"]["interpolation"] == "nearest"
     assert content["preparation"]["height"] == 64
+    assert content["preparation"]["framework"] == "torchvision"
+    assert content["preparation"]["scale"] is None
     assert content["seen"] == 100
     assert [picture["name"] for picture in content["pictures"]] == [picture.name for picture in selection.chosen]
     assert read_hashes(tmp_path / "manifest.json") == {p.sha256: p.name for p in selection.chosen}
