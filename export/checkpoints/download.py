@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from email.message import Message
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
@@ -21,6 +21,7 @@ from wnlb.runtime.files import atomic_path, make_folder
 
 _TIMEOUT = 30  # seconds to connect, and without a byte
 _BLOCK = 1 << 18  # bytes read at a time
+_BAR: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "leave": False}
 _LOCAL = ("127.0.0.1", "localhost")
 
 
@@ -41,20 +42,16 @@ def download(url: str, target: Path, *, demands: Mapping[str, str], hidden: bool
         WnlbError: ``target`` cannot be written.
     """
     make_folder(target.parent)
-    digest = hashlib.sha256()
-    with _opened(url, "--sha256" in demands) as response, atomic_path(target) as temporary:
-        total = response.length
-        bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=hidden, leave=False)
-        with bar, open(temporary, "wb") as file:
-            bar.set_description_str(target.name)
-            for block in _blocks(response, url):
-                file.write(block)
-                digest.update(block)
-                bar.update(len(block))
-            if total is not None and file.tell() != total:
-                raise CheckpointError(_failed(url, f"it broke off after {file.tell()} of {total} bytes"))
-        check_sha256(f"what {shown(url)} gives", digest.hexdigest(), demands)
-    return digest.hexdigest()
+    try:
+        with _opened(url, "--sha256" in demands) as response, atomic_path(target) as temporary:
+            bar = tqdm(total=response.length, desc=target.name, disable=hidden, **_BAR)
+            sha256 = _written(response, temporary, bar)
+            check_sha256(f"what {shown(url)} gives", sha256, demands)
+            return sha256
+    except _Failure as error:
+        reason = f"{shown(url)} cannot be downloaded: {error}; by hand, where there is a network: "
+        by_hand = f"curl -L -o {shlex.quote(target.name)} {shlex.quote(shown(url))}, put into {target.parent}"
+        raise CheckpointError(" ".join(f"{reason}{by_hand}".split())) from error
 
 
 def check_sha256(what: str, sha256: str, demands: Mapping[str, str]) -> None:
@@ -108,6 +105,10 @@ def hugging_face() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+class _Failure(Exception):
+    """Why there is no file, to which ``download`` adds what to do."""
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Goes only where the user could have sent us, never from https to http; a token goes to no other host.
 
@@ -123,7 +124,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request:
         if req.type == "https" and urlsplit(newurl).scheme != "https":
-            raise CheckpointError(_failed(req.full_url, f"it redirects from https to {shown(newurl)}"))
+            raise _Failure(f"it redirects from https to {shown(newurl)}")
         new = urllib.request.Request(checked_address(newurl, self._hashed), headers=req.headers)
         if _origin(new.full_url) == _origin(req.full_url) and "Authorization" in req.unredirected_hdrs:
             new.add_unredirected_header("Authorization", req.unredirected_hdrs["Authorization"])
@@ -138,24 +139,35 @@ def _opened(url: str, hashed: bool) -> http.client.HTTPResponse:
         response = urllib.request.build_opener(_Redirects(hashed)).open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        reason = f"HTTP {error.code} {error.reason}{_hint(url, error.code)}"
-        raise CheckpointError(_failed(url, reason)) from error
+        raise _Failure(f"HTTP {error.code} {error.reason}{_hint(url, error.code)}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise CheckpointError(_failed(url, str(getattr(error, "reason", "") or error))) from error
+        raise _Failure(str(getattr(error, "reason", "") or error)) from error
     if response.headers.get_content_type() == "text/html":
         response.close()
-        page = "a web page, not a file (of GitHub and Hugging Face take the address of 'download', not of 'blob')"
-        raise CheckpointError(_failed(url, f"there is {page}"))
+        raise _Failure("it is a web page (of GitHub and Hugging Face take the address of 'download', not of 'blob')")
     return response
 
 
-def _blocks(response: http.client.HTTPResponse, url: str) -> Iterator[bytes]:
+def _written(response: http.client.HTTPResponse, path: Path, bar: tqdm) -> str:
+    """Its hexadecimal SHA-256, once all of it is there."""
+    digest, total = hashlib.sha256(), response.length
+    with bar, open(path, "wb") as file:
+        for block in _blocks(response):
+            file.write(block)
+            digest.update(block)
+            bar.update(len(block))
+        if total is not None and file.tell() != total:
+            raise _Failure(f"it broke off after {file.tell()} of {total} bytes")
+    return digest.hexdigest()
+
+
+def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     """Errors of the network as ours: beside them, what a disk raises must stay what it is."""
     try:
         while block := response.read(_BLOCK):
             yield block
     except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(_failed(url, f"it broke off: {error}")) from error
+        raise _Failure(f"it broke off: {error}") from error
 
 
 def _token(url: str) -> str:
@@ -186,9 +198,3 @@ def _hint(url: str, code: int) -> str:
     if os.environ.get("HF_TOKEN"):
         return ", HF_TOKEN may not read it: accept the terms on the page of the repository, and see whether it exists"
     return ", there is no such file, or it is not public: set HF_TOKEN to a token that may read it"
-
-
-def _failed(url: str, reason: str) -> str:
-    name = shlex.quote(Path(urlsplit(url).path).name or "checkpoint")
-    by_hand = f"by hand: curl -L -o {name} {shlex.quote(shown(url))}, then wnlb export {name}"
-    return " ".join(f"{shown(url)} cannot be downloaded: {reason}; {by_hand}".split())

@@ -141,7 +141,7 @@ def test_two_at_once_leave_one_whole_file(server: Server, cache: Path) -> None:
         (Answer(b"", 403), "HTTP 403 Forbidden, it wants a login"),
         (Answer(BODY[:-1], headers={"Content-Length": str(len(BODY))}), "broke off"),
         (Answer(b"5\r\nabcde\r\n", headers={"Transfer-Encoding": "chunked"}), "broke off"),
-        (Answer(b"<html>", headers={"Content-Type": "text/html; charset=utf-8"}), "a web page, not a file"),
+        (Answer(b"<html>", headers={"Content-Type": "text/html; charset=utf-8"}), "it is a web page"),
         (Answer(b"", 302, {"Location": "file:///etc/passwd"}), "HTTP 302"),
         (Answer(b"", 302, {"Location": "http://example.org/c.pth"}), "example.org/c.pth is plain http"),
         (Answer(b"", 302, {"Location": "/c.pth"}), "HTTP 302"),  # for ever
@@ -154,8 +154,11 @@ def test_what_fails_is_one_line_and_leaves_nothing(server: Server, cache: Path, 
     line = refused(server.url("/c.pth"))
     assert said in line
     if "plain http" not in said:
-        assert f"by hand: curl -L -o c.pth {server.url('/c.pth')}, then wnlb export c.pth" in line
-    assert files_in(cache) == []
+        folder = re.search(r"curl -L -o c\.pth \S+/c\.pth, put into (\S+)$", line)
+        assert folder
+        assert files_in(cache) == []
+        (Path(folder[1]) / "c.pth").write_bytes(BODY)
+        assert fetched_checkpoint(server.url("/c.pth")).sha256 == SHA256
 
 
 def test_no_network_and_no_answer(start: Callable[[], Server], server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +166,7 @@ def test_no_network_and_no_answer(start: Callable[[], Server], server: Server, m
     url = server.url("/c.pth")
     monkeypatch.setattr(download, "_TIMEOUT", 0.05)
     monkeypatch.setattr(Handler, "end_headers", lambda self: threading.Event().wait(0.3))
-    assert f"{url} cannot be downloaded: timed out; by hand" in refused(url)
+    assert f"{url} cannot be downloaded: timed out; by hand, where" in refused(url)
     gone = start()
     gone.shutdown()
     gone.server_close()
@@ -228,7 +231,7 @@ def test_plain_http_with_a_hash_and_what_messages_keep_to_themselves(monkeypatch
 def test_from_https_nothing_leads_to_http() -> None:
     handler = download._Redirects(hashed=True)
     request = download.urllib.request.Request("https://example.org/c.pth")
-    with pytest.raises(CheckpointError, match=r"redirects from https to http://127\.0\.0\.1/c\.pth"):
+    with pytest.raises(download._Failure, match=r"redirects from https to http://127\.0\.0\.1/c\.pth"):
         handler.redirect_request(request, None, 302, "", {}, "http://127.0.0.1/c.pth")
     followed = handler.redirect_request(request, None, 302, "", {}, "https://example.com/c.pth")
     assert followed.full_url == "https://example.com/c.pth"
