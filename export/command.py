@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from wnlb.export.graph.attention import AttentionPlan
     from wnlb.export.onnx_file.export_onnx import ExportReport
 
-# Trained on night scenes by scripts/train_sample.py; see calibration/README.md.
-SAMPLE = Path(__file__).with_name("sample.safetensors")
-
 _DESCRIPTION = """\
 Read a checkpoint of a Mask R-CNN of torchvision, mmdetection (LIS too) or detectron2, with or without weighted
 non-local blocks (.pth, .pt, .pkl, .safetensors, or the index of a sharded one; nothing in it is run), and write one
@@ -36,6 +33,8 @@ The file is compared with the eager model of the framework that trained it on fo
 anything differs by more than rounding, no file is written and the exit code is 1.
 
   wnlb export sample -o model.onnx --size 320x320
+  wnlb export coco -o model.onnx --size 608x800                                  # detects in real photographs
+  wnlb export hf://owner/repo/model.safetensors -o model.onnx --size 416x608 --sha256 HEX
   wnlb export checkpoint.pth -o model.onnx --size 416x608
   wnlb export epoch_12.pth -o model.onnx --size 416x608                           # mmdetection, LIS
   wnlb export epoch_12.pth -o model.onnx --size 416x608 --config mask_rcnn.py     # ... where it holds no configuration
@@ -54,9 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(ExportOptions)}
     parser.add_argument(
         "checkpoint",
-        type=_checkpoint_path,
         help="weights, as torch.save or safetensors wrote them, or the folder or *.index.json of their shards; "
-        "'sample' is the small trained model of this package",
+        "'coco' or 'coco-v2', torchvision's for real photographs; 'sample', the small model of this package, which "
+        "knows synthetic night scenes only; https://... or hf://owner/repo[@revision]/path. Downloads are kept in "
+        "~/.cache/wnlb (or $WNLB_CACHE); $HF_TOKEN opens what Hugging Face shows only to some",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
     parser.add_argument(
@@ -139,6 +139,9 @@ def _add_frame_arguments(frames: argparse._ArgumentGroup) -> None:
 
 def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
     reading.add_argument(
+        "--sha256", type=_sha256, metavar="HEX", help="refuse the checkpoint if its SHA-256 is another"
+    )
+    reading.add_argument(
         "--weights",
         metavar="NAME",
         help="which weights, where a checkpoint holds several: model, ema, state_dict.ema_model (default: the model, "
@@ -182,13 +185,16 @@ def run(arguments: argparse.Namespace) -> int:
     with bar:
         bar.set_description_str("load PyTorch")
         from wnlb.export.checkpoints.checkpoint import read_checkpoint
-        from wnlb.export.checkpoints.container import checkpoint_sha256
+        from wnlb.export.checkpoints.fetched import fetched_checkpoint
         from wnlb.export.onnx_file.export_onnx import STEPS, export_onnx
         from wnlb.export.onnx_file.verify import warning
 
-        bar.set_description_str(f"read {arguments.checkpoint.name}")
+        bar.set_description_str("find the checkpoint")
+        fetched = fetched_checkpoint(arguments.checkpoint, arguments.sha256, hidden)
+        overrides = {**fetched.overrides, **overrides}
+        bar.set_description_str(f"read {fetched.path.name}")
         checkpoint = read_checkpoint(
-            arguments.checkpoint,
+            fetched.path,
             key_map=arguments.key_map,
             overrides=overrides,
             weights=arguments.weights,
@@ -197,7 +203,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         def on_plan(plans: list[AttentionPlan]) -> None:
             if not arguments.json:
-                bar.write(_plan_text(arguments.checkpoint, checkpoint, plans, options), file=sys.stdout)
+                bar.write(fetched.told, file=sys.stdout)
+                bar.write(_plan_text(fetched.path, checkpoint, plans, options), file=sys.stdout)
 
         report = export_onnx(
             checkpoint.model,
@@ -205,7 +212,7 @@ def run(arguments: argparse.Namespace) -> int:
             options,
             class_names=names or checkpoint.config.class_names or _coco_names(checkpoint.config.num_classes),
             origin=checkpoint.origin,
-            checkpoint_sha256=checkpoint_sha256(arguments.checkpoint),
+            checkpoint_sha256=fetched.sha256,
             checkpoint_weights=checkpoint.weights if checkpoint.others else "",
             on_plan=on_plan,
             on_step=lambda step: bar.set_description_str(f"step {STEPS.index(step) + 1} of {len(STEPS)}: {step}"),
@@ -221,10 +228,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _checkpoint_path(text: str) -> Path:
-    """The file, or the shipped sample."""
-    path = Path(text)
-    return SAMPLE if text == "sample" and not path.exists() else path
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"expected 64 hexadecimal digits, got {text!r}")
+    return text.lower()
 
 
 def _options(arguments: argparse.Namespace) -> ExportOptions:
@@ -325,6 +332,7 @@ def _json(report: ExportReport, checkpoint: LoadedCheckpoint, output: Path, size
         "file": str(output),
         "bytes": size,
         "sha256": sha256_of(output),
+        "checkpoint_sha256": report.contract.checkpoint_sha256,
         "weights": {"taken": checkpoint.weights, "others": checkpoint.others},
         "hints": checkpoint.hints,
         "contract": json.loads(report.contract.to_json()),

@@ -10,7 +10,7 @@ from wnlb.calibration.scenes.camera import DARKNESS_LEVELS
 from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
-from wnlb.export.command import SAMPLE
+from wnlb.export.checkpoints.fetched import SAMPLE
 from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
