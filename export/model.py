@@ -12,22 +12,28 @@ from typing import Any
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import ResNet
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from wnlb.export.adaptive_downsampling import AdaptiveDownsampling
 from wnlb.export.block import MODES, WeightedNonLocalBlock
 from wnlb.runtime.errors import WnlbError
 
+# ResNeXts of mmdetection and detectron2 that torchvision has no function for: units, groups, channels of a group.
+OTHER_RESNEXTS = {"resnext101_32x4d": ((3, 4, 23, 3), 32, 4), "resnext152_32x8d": ((3, 8, 36, 3), 32, 8)}
 BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+    *OTHER_RESNEXTS,
 )
 PLACEMENTS = ("inline", "lateral", "fpn")
 PerLevel = tuple[float, ...] | tuple[tuple[float, ...], ...]
@@ -45,8 +51,16 @@ class ModelConfig:
     mode: str = "embedded"
     weighted: bool = True
     inner_channels: tuple[int, ...] | None = None  # d, one number per level; None: C/2
+    # Where a bottleneck has its stride: "pytorch": in its 3 x 3 convolution (torchvision), "caffe": in its first 1 x 1
+    # (detectron2's STRIDE_IN_1X1). Nothing else differs; the basic units of ResNet-18 and 34 have no style.
+    style: str = "pytorch"
+    # Of LIS's adaptive downsampling before the stages 3, 4 and 5; 0: there is none. 2: instead of the residual units,
+    # whose stride is 1 then; 1: beside them (LIS's ResNetAdaDSmoothPrior in the style "pytorch").
+    adaptive_stride: int = 0
     fpn_channels: int = 256
     rpn_convs: int = 1
+    box_convs: tuple[int, ...] = ()  # channels of the box head's 3 x 3 convolutions, before its linear layers
+    box_fcs: int = 2  # its linear layers, each to box_features
     box_features: int = 1024
     mask_channels: tuple[int, ...] = (256, 256, 256, 256)
     mask_hidden: int = 256
@@ -68,6 +82,9 @@ class ModelConfig:
         _expect("placement", self.placement, PLACEMENTS)
         _expect("mode", self.mode, MODES)
         _expect("norm", self.norm, ("batch", "frozen"))
+        _expect("style", self.style, ("pytorch", "caffe"))
+        if self.adaptive_stride not in (0, 1, 2):
+            raise WnlbError(f"adaptive_stride is {self.adaptive_stride}; expected 1 or 2, or 0 for none")
         for level in self.levels:
             if not re.fullmatch(r"[cp][2-5]", level):
                 raise WnlbError(f"level is {level!r}; expected c2, c3, c4, c5 (or p2 ... p5)")
@@ -125,8 +142,9 @@ class ModelConfig:
     def _check_types(self) -> None:
         """Values come from JSON, inside checkpoints or from the command line."""
         kinds: dict[str, tuple[type, ...]] = {
-            **dict.fromkeys(("backbone", "placement", "mode", "norm"), (str,)),
-            **dict.fromkeys(("num_classes", "fpn_channels", "rpn_convs", "box_features", "mask_hidden"), (int,)),
+            **dict.fromkeys(("backbone", "placement", "mode", "norm", "style"), (str,)),
+            **dict.fromkeys(("num_classes", "adaptive_stride", "fpn_channels", "rpn_convs"), (int,)),
+            **dict.fromkeys(("box_fcs", "box_features", "mask_hidden"), (int,)),
             "weighted": (bool,),
             "norm_eps": (int, float),
         }
@@ -136,7 +154,7 @@ class ModelConfig:
                 raise WnlbError(f"{name} is {value!r}; expected {' or '.join(k.__name__ for k in kind)}")
         items: dict[str, tuple[type, ...]] = {
             **dict.fromkeys(("levels", "class_names"), (str,)),
-            **dict.fromkeys(("mask_channels", "inner_channels"), (int,)),
+            **dict.fromkeys(("box_convs", "mask_channels", "inner_channels"), (int,)),
             **dict.fromkeys(("image_mean", "image_std"), (int, float)),
             **dict.fromkeys(("anchor_sizes", "aspect_ratios"), (int, float, tuple)),
         }
@@ -147,8 +165,9 @@ class ModelConfig:
             if not fits and not (name == "inner_channels" and value is None):
                 count = "three " if name.startswith("image_") else "a list of "
                 raise WnlbError(f"{name} is {value!r}; expected {count}{' or '.join(k.__name__ for k in kind)}")
-        positive = (self.fpn_channels, self.rpn_convs, self.box_features, self.mask_hidden, *self.mask_channels)
-        if min(*positive, *(self.inner_channels or (1,))) <= 0 or not self.mask_channels or not self.norm_eps >= 0:
+        widths = (*self.box_convs, *self.mask_channels, *(self.inner_channels or ()))
+        positive = (self.fpn_channels, self.rpn_convs, self.box_fcs, self.box_features, self.mask_hidden, *widths)
+        if min(positive) <= 0 or not self.mask_channels or not self.norm_eps >= 0:
             raise WnlbError("model configuration has a width, size or ratio that is not positive; expected more than 0")
         if self.mask_classes is not None and (type(self.mask_classes) is not int or self.mask_classes < 1):
             raise WnlbError(f"mask_classes is {self.mask_classes!r}; expected a whole number from 1 up")
@@ -240,7 +259,7 @@ def model_from_config(config: ModelConfig, weights_backbone: Any = None, **detec
         rpn_anchor_generator=anchors,
         rpn_head=RPNHead(channels, config.anchors_per_position, conv_depth=config.rpn_convs),
         box_roi_pool=box_pool,
-        box_head=TwoMLPHead(channels * 7 * 7, config.box_features),
+        box_head=_box_head(config),
         box_predictor=FastRCNNPredictor(config.box_features, config.num_classes),
         mask_roi_pool=mask_pool,
         mask_head=MaskRCNNHeads(channels, list(config.mask_channels), 1),
@@ -260,12 +279,7 @@ def blocks_by_level(model: MaskRCNN) -> Iterator[tuple[str, str, WeightedNonLoca
 
 
 def _backbone(config: ModelConfig, weights: Any) -> BackboneWithFPN:
-    eps = config.norm_eps
-
-    def norm_layer(channels: int) -> nn.Module:
-        return FrozenBatchNorm2d(channels, eps) if config.norm == "frozen" else nn.BatchNorm2d(channels, eps)
-
-    resnet = getattr(torchvision.models, config.backbone)(weights=weights, norm_layer=norm_layer)
+    resnet = _resnet(config, weights)
     stages = [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
     widths = {stage: resnet.inplanes // 2 ** (5 - stage) for stage in STAGES}
     backbone = BackboneWithFPN(
@@ -284,6 +298,49 @@ def _backbone(config: ModelConfig, weights: Any) -> BackboneWithFPN:
             sides = backbone.fpn.lateral if config.placement == "lateral" else backbone.fpn.output
             sides.add_module(level, block)
     return backbone
+
+
+def _box_head(config: ModelConfig) -> nn.Module:
+    """``[R, C, 7, 7]`` to ``[R, box_features]``: torchvision's usual head where it is one of two linear layers."""
+    channels, width = config.fpn_channels, config.box_features
+    if config.box_fcs == 2 and not config.box_convs:
+        return TwoMLPHead(channels * 7 * 7, width)
+    return FastRCNNConvFCHead((channels, 7, 7), list(config.box_convs), [width] * config.box_fcs)
+
+
+def _resnet(config: ModelConfig, weights: Any) -> ResNet:
+    eps = config.norm_eps
+
+    def norm_layer(channels: int) -> nn.Module:
+        return FrozenBatchNorm2d(channels, eps) if config.norm == "frozen" else nn.BatchNorm2d(channels, eps)
+
+    if config.backbone in OTHER_RESNEXTS:
+        if weights is not None:
+            raise WnlbError(f"torchvision has no weights of a {config.backbone}; expected weights_backbone=None")
+        units, groups, width = OTHER_RESNEXTS[config.backbone]
+        resnet = ResNet(Bottleneck, list(units), groups=groups, width_per_group=width, norm_layer=norm_layer)
+    else:
+        resnet = getattr(torchvision.models, config.backbone)(weights=weights, norm_layer=norm_layer)
+    stride = 1 if config.adaptive_stride == 2 else 2
+    for i in (2, 3, 4):
+        stage = getattr(resnet, f"layer{i}")
+        _set_stride(stage[0], config.style, stride)
+        if config.adaptive_stride:
+            channels = stage[0].conv1.in_channels
+            adad = AdaptiveDownsampling(channels, config.adaptive_stride)
+            setattr(resnet, f"layer{i}", nn.Sequential(OrderedDict([("adad", adad), *stage.named_children()])))
+    return resnet
+
+
+def _set_stride(unit: BasicBlock | Bottleneck, style: str, stride: int) -> None:
+    """Of the first unit of a stage, all of which have a shortcut with a convolution."""
+    if isinstance(unit, Bottleneck):
+        first, second = (stride, 1) if style == "caffe" else (1, stride)
+        unit.conv2.stride = (second, second)
+    else:
+        first = stride
+    unit.conv1.stride = (first, first)
+    unit.downsample[0].stride = (stride, stride)
 
 
 def _apply_if_present(modules: nn.ModuleDict, name: str, x: Tensor) -> Tensor:

@@ -39,46 +39,67 @@ def layer(name: str, *shape: int, bias: int | None = None) -> Shapes:
     return {f"{name}.weight": shape, f"{name}.bias": (shape[0] if bias is None else bias,)}
 
 
-def mmdet_keys(depth: int = 50, classes: int = 8, groups: int = 1, width: int = 64) -> Shapes:
+def mmdet_keys(
+    depth: int = 50, classes: int = 8, groups: int = 1, width: int = 64, neck: int = 256, fc: int = 1024
+) -> Shapes:
     shapes = resnet(depth, groups, width)
     first = 256 if depth >= 50 else 64
     for i in range(4):
-        shapes |= layer(f"neck.lateral_convs.{i}.conv", 256, first << i, 1, 1)
-        shapes |= layer(f"neck.fpn_convs.{i}.conv", 256, 256, 3, 3)
-        shapes |= layer(f"roi_head.mask_head.convs.{i}.conv", 256, 256, 3, 3)
+        shapes |= layer(f"neck.lateral_convs.{i}.conv", neck, first << i, 1, 1)
+        shapes |= layer(f"neck.fpn_convs.{i}.conv", neck, neck, 3, 3)
+        shapes |= layer(f"roi_head.mask_head.convs.{i}.conv", neck, neck, 3, 3)
     return {
         **shapes,
-        **layer("rpn_head.rpn_conv", 256, 256, 3, 3),
-        **layer("rpn_head.rpn_cls", 3, 256, 1, 1),
-        **layer("rpn_head.rpn_reg", 12, 256, 1, 1),
-        **layer("roi_head.bbox_head.fc_cls", classes + 1, 1024),
-        **layer("roi_head.bbox_head.fc_reg", 4 * classes, 1024),
-        **layer("roi_head.bbox_head.shared_fcs.0", 1024, 12544),
-        **layer("roi_head.bbox_head.shared_fcs.1", 1024, 1024),
-        **layer("roi_head.mask_head.upsample", 256, 256, 2, 2),
-        **layer("roi_head.mask_head.conv_logits", classes, 256, 1, 1),
+        **layer("rpn_head.rpn_conv", neck, neck, 3, 3),
+        **layer("rpn_head.rpn_cls", 3, neck, 1, 1),
+        **layer("rpn_head.rpn_reg", 12, neck, 1, 1),
+        **layer("roi_head.bbox_head.fc_cls", classes + 1, fc),
+        **layer("roi_head.bbox_head.fc_reg", 4 * classes, fc),
+        **layer("roi_head.bbox_head.shared_fcs.0", fc, 49 * neck),
+        **layer("roi_head.bbox_head.shared_fcs.1", fc, fc),
+        **layer("roi_head.mask_head.upsample", neck, neck, 2, 2),
+        **layer("roi_head.mask_head.conv_logits", classes, neck, 1, 1),
     }
 
 
-def detectron2_keys(depth: int = 50, classes: int = 8, groups: int = 1, width: int = 64) -> Shapes:
+def detectron2_keys(
+    depth: int = 50, classes: int = 8, groups: int = 1, width: int = 64, neck: int = 256, fc: int = 1024
+) -> Shapes:
     shapes = resnet(depth, groups, width, d2=True)
     first = 256 if depth >= 50 else 64
     for i in range(4):
-        shapes |= layer(f"backbone.fpn_lateral{i + 2}", 256, first << i, 1, 1)
-        shapes |= layer(f"backbone.fpn_output{i + 2}", 256, 256, 3, 3)
-        shapes |= layer(f"roi_heads.mask_head.mask_fcn{i + 1}", 256, 256, 3, 3)
+        shapes |= layer(f"backbone.fpn_lateral{i + 2}", neck, first << i, 1, 1)
+        shapes |= layer(f"backbone.fpn_output{i + 2}", neck, neck, 3, 3)
+        shapes |= layer(f"roi_heads.mask_head.mask_fcn{i + 1}", neck, neck, 3, 3)
     return {
         **shapes,
-        **layer("proposal_generator.rpn_head.conv", 256, 256, 3, 3),
-        **layer("proposal_generator.rpn_head.objectness_logits", 3, 256, 1, 1),
-        **layer("proposal_generator.rpn_head.anchor_deltas", 12, 256, 1, 1),
-        **layer("roi_heads.box_head.fc1", 1024, 12544),
-        **layer("roi_heads.box_head.fc2", 1024, 1024),
-        **layer("roi_heads.box_predictor.cls_score", classes + 1, 1024),
-        **layer("roi_heads.box_predictor.bbox_pred", 4 * classes, 1024),
-        **layer("roi_heads.mask_head.deconv", 256, 256, 2, 2),
-        **layer("roi_heads.mask_head.predictor", classes, 256, 1, 1),
+        **layer("proposal_generator.rpn_head.conv", neck, neck, 3, 3),
+        **layer("proposal_generator.rpn_head.objectness_logits", 3, neck, 1, 1),
+        **layer("proposal_generator.rpn_head.anchor_deltas", 12, neck, 1, 1),
+        **layer("roi_heads.box_head.fc1", fc, 49 * neck),
+        **layer("roi_heads.box_head.fc2", fc, fc),
+        **layer("roi_heads.box_predictor.cls_score", classes + 1, fc),
+        **layer("roi_heads.box_predictor.bbox_pred", 4 * classes, fc),
+        **layer("roi_heads.mask_head.deconv", neck, neck, 2, 2),
+        **layer("roi_heads.mask_head.predictor", classes, neck, 1, 1),
     }
+
+
+def lis_keys(depth: int = 50, smooth: bool = True) -> Shapes:
+    """What LIS adds to mmdetection's ResNet: downsampling, and smooth convolutions in all units."""
+    shapes: Shapes = {}
+    for i in (1, 2, 3):
+        path, channels = f"backbone.AdaD.{i}", (256 if depth >= 50 else 64) << i - 1
+        shapes[f"{path}.weight_net.0.weight"] = (9 * channels, 1, 3, 3)
+        shapes |= norm(f"{path}.weight_net.1", 9 * channels)
+        shapes[f"{path}.channel_net.1.weight"] = (channels // 4, channels, 1, 1)
+        shapes[f"{path}.channel_net.3.weight"] = (channels, channels // 4, 1, 1)
+    for stage, count in enumerate(UNITS[depth] if smooth else ()):
+        for unit in range(count):
+            path, planes = f"backbone.layer{stage + 1}.{unit}", 64 << stage
+            shapes[f"{path}.learnable_conv1.weight"] = (planes, planes, 1, 1)
+            shapes[f"{path}.llpf.weight"] = (planes, 1, 3, 3)
+    return shapes
 
 
 def weighted_block(path: str, channels: int) -> Shapes:

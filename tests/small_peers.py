@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+from peer_keys import Shapes
 from small_models import small_model
 from torch import Tensor
 
@@ -70,3 +71,20 @@ def _renamed(state: dict[str, Tensor], table: tuple) -> dict[str, Tensor]:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
     return renamed
+
+
+def lively_state(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights of these shapes in float64: as wide as their inputs are many, norms that shift and scale."""
+    random = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, shape in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.zeros(shape, dtype=torch.int64)
+        elif len(shape) > 1:
+            weight = torch.randn(shape, generator=random, dtype=torch.float64)
+            state[name] = weight * (2 / weight[0].numel()) ** 0.5
+        else:
+            low, high = (-0.3, 0.3) if name.endswith(("bias", "running_mean")) else (0.3, 0.6)
+            low, high = (0.6, 1.5) if name.endswith("running_var") else (low, high)
+            state[name] = torch.empty(shape, dtype=torch.float64).uniform_(low, high, generator=random)
+    return state

@@ -32,6 +32,12 @@ _RENAMED = (
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
     (r"^roi_heads\.mask_head\.mask_fcn(\d)\.(weight|bias)$", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0.{m[2]}"),
 )
+# A FastRCNNConvFCHead of two linear layers alone is a TwoMLPHead; behind convolutions they have other numbers.
+_TWO_LINEAR = {
+    f"roi_heads.box_head.{i}.{kind}": f"roi_heads.box_head.{name}.{kind}"
+    for i, name in ((1, "fc6"), (3, "fc7"))
+    for kind in ("weight", "bias")
+}
 # Kind and number of the residual units, groups of their 3 x 3 convolutions, channels of a group in the first stage.
 _RESIDUAL_UNITS: dict[tuple[str, tuple[int, ...], int, int], str] = {
     ("basic", (2, 2, 2, 2), 1, 64): "resnet18",
@@ -40,8 +46,10 @@ _RESIDUAL_UNITS: dict[tuple[str, tuple[int, ...], int, int], str] = {
     ("bottleneck", (3, 4, 23, 3), 1, 64): "resnet101",
     ("bottleneck", (3, 8, 36, 3), 1, 64): "resnet152",
     ("bottleneck", (3, 4, 6, 3), 32, 4): "resnext50_32x4d",
+    ("bottleneck", (3, 4, 23, 3), 32, 4): "resnext101_32x4d",
     ("bottleneck", (3, 4, 23, 3), 32, 8): "resnext101_32x8d",
     ("bottleneck", (3, 4, 23, 3), 64, 4): "resnext101_64x4d",
+    ("bottleneck", (3, 8, 36, 3), 32, 8): "resnext152_32x8d",
     ("bottleneck", (3, 4, 6, 3), 1, 128): "wide_resnet50_2",
     ("bottleneck", (3, 4, 23, 3), 1, 128): "wide_resnet101_2",
 }
@@ -87,6 +95,8 @@ def canonical_state(state: Mapping[str, Tensor], source: str) -> dict[str, Tenso
         )
     for pattern, replacement in _RENAMED:
         state = {re.sub(pattern, replacement, name): value for name, value in state.items()}
+    if {name for name in state if re.fullmatch(r"roi_heads\.box_head\.\d+\.(weight|bias)", name)} == set(_TWO_LINEAR):
+        state = {_TWO_LINEAR.get(name, name): value for name, value in state.items()}
     moves = _block_moves(state, source)
     renamed = {}
     for name, value in state.items():
@@ -116,13 +126,19 @@ def infer_config(state: Mapping[str, Tensor], known: Mapping[str, Any]) -> Model
         CheckpointError: what is read is no network that this project builds.
     """
     try:
-        read = {**_detector_fields(state), **_block_fields(state), "backbone": _backbone_name(state)}
+        read = {
+            **_detector_fields(state),
+            **_box_head_fields(state),
+            **_block_fields(state),
+            "backbone": _backbone_name(state),
+        }
     except KeyError as error:
         raise CheckpointError(f"checkpoint has no weight {error}: not a torchvision Mask R-CNN with FPN") from error
     try:
         config = ModelConfig.from_dict({**read, **known})
     except WnlbError as error:
         raise CheckpointError(str(error)) from error
+    _check_adaptive_downsampling(state, config)
     anchors = state["rpn.head.cls_logits.weight"].shape[0]
     if anchors != config.anchors_per_position:
         raise CheckpointError(
@@ -159,7 +175,6 @@ def _detector_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "mask_classes": None if mask_classes == classes else mask_classes,
         "fpn_channels": state["backbone.fpn.inner_blocks.0.0.weight"].shape[0],
         "rpn_convs": _count(state, r"rpn\.head\.conv\.(\d+)\.0\.weight"),
-        "box_features": state["roi_heads.box_head.fc6.weight"].shape[0],
         "mask_channels": tuple(
             state[f"roi_heads.mask_head.{i}.0.weight"].shape[0]
             for i in range(_count(state, r"roi_heads\.mask_head\.(\d+)\.0\.weight"))
@@ -167,6 +182,35 @@ def _detector_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "mask_hidden": state["roi_heads.mask_predictor.conv5_mask.weight"].shape[1],
         "norm": norm,
     }
+
+
+def _box_head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """fc6 and fc7 of a ``TwoMLPHead``, else what a ``FastRCNNConvFCHead`` without norms has."""
+    head = "roi_heads.box_head"
+    convs = _count(state, r"roi_heads\.box_head\.(\d+)\.0\.weight")
+    fcs = _count(state, r"roi_heads\.box_head\.(\d+)\.weight")
+    if not convs + fcs:
+        return {"box_features": state[f"{head}.fc6.weight"].shape[0]}
+    return {
+        "box_convs": tuple(state[f"{head}.{i}.0.weight"].shape[0] for i in range(convs)),
+        "box_fcs": fcs,
+        "box_features": state[f"{head}.{convs + 1}.weight"].shape[0],  # behind the convolutions and an nn.Flatten
+    }
+
+
+def _check_adaptive_downsampling(state: Mapping[str, Tensor], config: ModelConfig) -> None:
+    found = any(f"backbone.body.layer{i}.adad.weight_net.0.weight" in state for i in (2, 3, 4))
+    if found and not config.adaptive_stride:
+        raise CheckpointError(
+            "checkpoint has LIS's adaptive downsampling, whose stride weights do not tell; give the configuration that "
+            "it was trained with, or --set adaptive_stride=2 (of the backbone ResNetAdaD, and of ResNetAdaDSmoothPrior "
+            "in the style caffe) or =1 (of the latter in the style pytorch)"
+        )
+    if config.adaptive_stride and not found:
+        raise CheckpointError(
+            f"adaptive_stride is {config.adaptive_stride}, but the checkpoint has no adaptive downsampling (of LIS); "
+            "expected 0"
+        )
 
 
 def _backbone_name(state: Mapping[str, Tensor]) -> str:

@@ -94,7 +94,7 @@ class _Reader:
         model = self.model
         self.type_of(model, "detector_type", DETECTORS, "Mask R-CNN with FPN, of a ResNet or ResNeXt")
         model.ignore(*_TRAINING, "use_syncbn")
-        backbone, style, eps = self.backbone(model.section("backbone"))
+        backbone, style, adaptive_stride, eps = self.backbone(model.section("backbone"))
         self.neck(model.section("neck"))
         anchor_sizes, ratios = self.rpn_head(model.section("rpn_head"))
         classes = self.roi_head(model.section("roi_head"))
@@ -104,6 +104,7 @@ class _Reader:
         return DetectorSettings(
             framework="mmdetection",
             style=style,
+            adaptive_stride=adaptive_stride,
             anchor_sizes=anchor_sizes,
             aspect_ratios=ratios,
             norm_eps=eps,
@@ -131,8 +132,12 @@ class _Reader:
         if part not in self.types:
             section.finish()
 
-    def backbone(self, section: Section) -> tuple[str, str, float]:
-        """Its name, style, and the epsilon of its norms (backbones/resnet.py, resnext.py)."""
+    def backbone(self, section: Section) -> tuple[str, str, int, float]:
+        """Its name, style, stride of its adaptive downsampling (0: none) and the epsilon of its norms.
+
+        backbones/resnet.py, resnext.py. Of LIS's two classes one leaves the stride to the residual units in the style
+        "pytorch"; otherwise the downsampling before a stage has it.
+        """
         kind = self.type_of(section, "backbone_type", (*RESNETS, *LIS_RESNETS), "ResNet or ResNeXt")
         depth = section.expect("depth", 18, 34, 50, 101, 152)
         style = section.expect("style", "pytorch", "caffe", default="pytorch")
@@ -154,9 +159,10 @@ class _Reader:
         section.ignore(*_TRAINING, "frozen_stages", "norm_eval", "with_cp", "zero_init_residual", "stage_with_dcn")
         self.finish(section, "backbone_type")
         backbone = backbone_name(depth, groups, width)
-        if kind == "ResNetAdaD":
-            style = "caffe"  # its downsampling layers have the strides, as in the other class in the style caffe
-        return backbone, "pytorch" if backbone in NO_STYLE else style, eps
+        adaptive_stride = 0
+        if kind in LIS_RESNETS:
+            adaptive_stride = 1 if kind == "ResNetAdaDSmoothPrior" and style == "pytorch" else 2
+        return backbone, "pytorch" if backbone in NO_STYLE else style, adaptive_stride, eps
 
     def norm(self, section: Section, default: dict[str, Any] | None = None) -> float:
         """Epsilon of the norms of a part, which have to be batch norms, or none without a default."""

@@ -32,7 +32,10 @@ TABLE = NameTable(
     framework="mmdetection",
     rows=(
         Row(r"backbone\.(conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))", r"backbone.body.\1"),
-        Row(r"backbone\.AdaD\.([1-3]\.(?:weight_net\.[01]|channel_net\.[13]))", r"backbone.body.AdaD.\1"),  # LIS
+        *(  # LIS's downsampling before the stage i
+            Row(rf"backbone\.AdaD\.{i - 1}\.(weight_net\.[01]|channel_net\.[13])", rf"backbone.body.layer{i}.adad.\1")
+            for i in (2, 3, 4)
+        ),
         Row(r"neck\.lateral_convs\.([0-3])\.conv", r"backbone.fpn.inner_blocks.\1.0"),
         Row(r"neck\.lateral_convs\.([0-3])\.bn", r"backbone.fpn.inner_blocks.\1.0", folded=True),
         Row(r"neck\.fpn_convs\.([0-3])\.conv", r"backbone.fpn.layer_blocks.\1.0"),

@@ -40,6 +40,7 @@ class DetectorSettings:
     detections: int | None = None  # of a picture, at most
     class_names: tuple[str, ...] = ()  # without background; empty: not known
     norm_eps: float = 1e-5
+    adaptive_stride: int = 0  # of LIS's adaptive downsampling; 0: none, or not known (ModelConfig says more)
     block_mode: str = "embedded"  # of non-local blocks with theta and phi; "dot" has the same weights
     non_local_scaled: bool = True  # mmcv's NonLocal2d divides embedded logits by sqrt(d)
     backbone: str = ""  # as ModelConfig names it, to be held against the weights; "" where it is not known
@@ -143,6 +144,8 @@ class DetectorSettings:
             "anchor_sizes": tuple(level[0] for level in sizes) if single else sizes,
             "aspect_ratios": self.aspect_ratios,
             "norm_eps": self.norm_eps,
+            "style": self.style,
+            "adaptive_stride": self.adaptive_stride,
             "mode": None if self.block_mode == "embedded" else self.block_mode,
         }
         for name, values in (("image_mean", self.mean), ("image_std", self.std)):
@@ -231,6 +234,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "detections": _COUNT,
     "class_names": (_tuple_of(lambda value: isinstance(value, str), 0), "a list of names"),
     "norm_eps": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to 1"),
+    "adaptive_stride": _one_of(0, 1, 2),
     "block_mode": _one_of("embedded", "dot"),
     "non_local_scaled": _one_of(True, False),
     "backbone": (lambda value: isinstance(value, str), "a name"),

@@ -19,6 +19,7 @@ class Settings:
     """What weights do not tell; the defaults are mmdetection's for ``style="pytorch"``."""
 
     style: str = "pytorch"  # "pytorch": the stride lies in a unit's 3 x 3 convolution; "caffe": in its first 1 x 1
+    adaptive_stride: int = 0  # of LIS's adaptive downsampling, 0: none; 2: the units' stride is 1
     channel_order: str = "rgb"  # of the network's input, of mean and std; or "bgr"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of 0..255
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -37,10 +38,11 @@ class Settings:
         for name, allowed in (
             ("style", ("pytorch", "caffe")),
             ("channel_order", ("rgb", "bgr")),
+            ("adaptive_stride", (0, 1, 2)),
             ("block_mode", ("embedded", "dot")),
         ):
             if getattr(self, name) not in allowed:
-                raise WnlbError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
+                raise WnlbError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(str, allowed))}")
         if len(self.anchor_sizes) != 5:
             raise WnlbError(f"anchor sizes of {len(self.anchor_sizes)} levels; expected 5 (P2, P3, P4, P5, P6)")
 

@@ -35,6 +35,7 @@ RESNET = ResNetNames(
     norm="bn{}",
     shortcut="downsample.0",
     shortcut_norm="downsample.1",
+    downsampling="backbone.AdaD.{}",
 )
 FPN = [(f"neck.lateral_convs.{i}", f"neck.fpn_convs.{i}") for i in range(4)]
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)  # the box head's deltas are in these units, those of the RPN in 1

@@ -1,7 +1,7 @@
 """ResNet and FPN over a state dict: He et al., 2015; Xie et al., 2016 (ResNeXt); Lin et al., 2016 (FPN).
 
 mmdetection: mmdet/models/backbones/resnet.py, necks/fpn.py, 3.3.0. detectron2: modeling/backbone/resnet.py, fpn.py,
-02b5c4e2. Both compute the same; their names differ.
+02b5c4e2. Both compute the same; their names differ. LIS, a fork of mmdetection 2.x, adds what is in lis.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from wnlb.export.references.blocks import block, is_block
 from wnlb.export.references.interface import Settings
-from wnlb.export.references.layers import normed_conv
+from wnlb.export.references.layers import conv, norm, normed_conv
+from wnlb.export.references.lis import adaptive_downsampling, smooth_convolution
 from wnlb.export.references.weights import Weights
 from wnlb.runtime.errors import CheckpointError
 
@@ -32,6 +33,7 @@ class ResNetNames:
     norm: str  # of the convolution conv{} of a residual unit
     shortcut: str
     shortcut_norm: str
+    downsampling: str = ""  # LIS's, before the stages 3, 4 and 5, numbered 1, 2 and 3
 
 
 def resnet(weights: Weights, names: ResNetNames, settings: Settings, x: Tensor) -> list[Tensor]:
@@ -39,7 +41,10 @@ def resnet(weights: Weights, names: ResNetNames, settings: Settings, x: Tensor) 
     x = normed_conv(weights, names.stem, (names.stem_norm,), x, stride=2).relu()
     x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
     outputs = []
-    for path, stride in zip(names.stages, (1, 2, 2, 2), strict=True):
+    for i, path in enumerate(names.stages):
+        stride = 1 if i == 0 or settings.adaptive_stride == 2 else 2
+        if i > 0 and settings.adaptive_stride:
+            x = adaptive_downsampling(weights, names.downsampling.format(i), x, settings.adaptive_stride)
         for child in weights.children(path):
             if f"{child}.conv1.weight" in weights:
                 x = _residual_unit(weights, names, settings, child, x, stride)
@@ -63,7 +68,7 @@ def _residual_unit(
     y = x
     for i in range(1, last + 1):
         own_stride = stride if i == strided else 1
-        y = normed_conv(weights, f"{path}.conv{i}", (f"{path}.{names.norm.format(i)}",), y, own_stride)
+        y = _unit_conv(weights, names, path, i, y, own_stride)
         y = y.relu() if i < last else y
     for child in weights.children(path):  # mmcv's plugin behind the last convolution
         if is_block(weights, child):
@@ -71,6 +76,15 @@ def _residual_unit(
     if f"{path}.{names.shortcut}.weight" in weights:
         x = normed_conv(weights, f"{path}.{names.shortcut}", (f"{path}.{names.shortcut_norm}",), x, stride)
     return (y + x).relu()
+
+
+def _unit_conv(weights: Weights, names: ResNetNames, unit: str, i: int, x: Tensor, stride: int) -> Tensor:
+    """Convolution i of a residual unit, and its norm; in LIS something is added between the two of the second."""
+    path, norm_path = f"{unit}.conv{i}", f"{unit}.{names.norm.format(i)}"
+    smooth = smooth_convolution(weights, unit, x, stride) if i == 2 else None
+    if smooth is None:
+        return normed_conv(weights, path, (norm_path,), x, stride)
+    return norm(weights, norm_path, conv(weights, path, x, stride) + smooth)
 
 
 def fpn(levels: list[Tensor], module: Module, names: list[tuple[str, str]]) -> list[Tensor]:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from small_models import NARROW
-from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
+from small_models import NARROW, small_config
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
-from wnlb.export.model import PLACEMENTS, ModelConfig, blocks_by_level, wnlb_maskrcnn
+from wnlb.export.model import OTHER_RESNEXTS, PLACEMENTS, ModelConfig, blocks_by_level, model_from_config, wnlb_maskrcnn
 from wnlb.runtime.errors import WnlbError
 
 
@@ -28,6 +28,46 @@ def test_without_blocks_it_is_torchvisions_own_network() -> None:
     ours = wnlb_maskrcnn("resnet50", 91, levels=()).state_dict()
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_box_head_is_torchvisions_second_one_without_its_norms() -> None:
+    with torch.device("meta"):
+        ours = model_from_config(ModelConfig(91, rpn_convs=2, box_convs=(256,) * 4, box_fcs=1)).roi_heads.box_head
+        theirs = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None).roi_heads.box_head
+        assert ours(torch.empty(3, 256, 7, 7)).shape == theirs(torch.empty(3, 256, 7, 7)).shape == (3, 1024)
+    found, expected = (
+        [type(part).__name__ for part in head.modules() if not isinstance(part, torch.nn.BatchNorm2d)]
+        for head in (ours, theirs)
+    )
+    assert found == expected
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "resnext101_32x4d"])
+@pytest.mark.parametrize("adaptive_stride", [0, 1, 2])
+def test_what_halves_each_stage(backbone: str, adaptive_stride: int) -> None:
+    """Strides of the first two convolutions and of the shortcut of each stage, of its downsampling, and sizes."""
+    for style in ("pytorch", "caffe"):
+        with torch.device("meta"):
+            fields = {"backbone": backbone, "style": style, "adaptive_stride": adaptive_stride}
+            model = model_from_config(small_config(levels=("c3", "c5"), **fields)).eval()
+            sizes = [tuple(level.shape[2:]) for level in model.backbone(torch.empty(1, 3, 64, 96)).values()]
+        assert sizes == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+        stride = 1 if adaptive_stride == 2 else 2
+        first = backbone == "resnet18" or style == "caffe"
+        for i in (2, 3, 4):
+            stage = model.backbone.body[f"layer{i}"]
+            unit = dict(stage.named_children())["0"]
+            found = [conv.stride[0] for conv in (unit.conv1, unit.conv2, unit.downsample[0])]
+            assert found == [stride if first else 1, 1 if first else stride, stride]
+            names = [name for name, _ in stage.named_children() if not name.isdigit()]
+            assert names == ["adad"] * (adaptive_stride > 0) + ["wnlb"] * (i in (2, 4))
+            assert not adaptive_stride or next(stage.children()).stride == adaptive_stride
+
+
+def test_weights_that_torchvision_does_not_have_are_refused() -> None:
+    for backbone in OTHER_RESNEXTS:
+        with torch.device("meta"), pytest.raises(WnlbError, match=f"no weights of a {backbone}"):
+            wnlb_maskrcnn(backbone, weights_backbone="IMAGENET1K_V1")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +136,12 @@ def test_config_survives_its_dictionary() -> None:
         {"anchor_sizes": [16, 32, 64, 128, 0]},
         {"mask_channels": []},
         {"aspect_ratios": ["1"]},
+        {"style": "tensorflow"},
+        {"adaptive_stride": 3},
+        {"adaptive_stride": True},
+        {"box_fcs": 0},
+        {"box_convs": [0]},
+        {"box_convs": 256},
     ],
 )
 def test_bad_configurations_are_refused_by_name(fields: dict[str, object]) -> None:

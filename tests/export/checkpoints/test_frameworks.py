@@ -67,6 +67,7 @@ def test_a_backbone_of_the_user_s_own_is_read_as_the_user_says() -> None:
         ({"nms_threshold": True}, "expected a number from 0 to 1"),
         ({"detections": 1.5}, "a whole number from 1 up"),
         ({"class_names": "a"}, "a list of names"),
+        ({"adaptive_stride": 3}, "adaptive_stride is 3; expected 0 or 1 or 2"),
         ({"norm_eps": None}, "norm_eps is None"),
         ({"non_local_scaled": 1}, "expected True or False"),
     ],
@@ -91,6 +92,8 @@ def test_the_model_is_built_with_the_same_settings() -> None:
     settings = TORCHVISION.with_overrides({"block_mode": "dot", "norm_eps": 1e-3, "class_names": ["a"]})
     config = ModelConfig(2, **settings.model_fields())
     assert (config.mode, config.norm_eps, config.class_names) == ("dot", 1e-3, ("a",))
+    config = ModelConfig(2, **settings.with_overrides({"style": "caffe", "adaptive_stride": 2}).model_fields())
+    assert (config.style, config.adaptive_stride) == ("caffe", 2)
 
 
 def test_backbones_have_torchvision_s_names() -> None:

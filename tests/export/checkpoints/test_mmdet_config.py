@@ -97,7 +97,11 @@ def test_version_2_and_lis() -> None:
     config["model"]["type"], config["model"]["backbone"]["type"] = "MaskRCNNNoiseInv", "ResNetAdaDSmoothPrior"
     found = settings_from_data(config, "lis.py")
     expected = {**COMMON, **STYLES["caffe"], "scale": (600, 400), "interpolation": "nearest", "class_names": ()}
-    assert found == DetectorSettings(style="caffe", **expected)
+    assert found == DetectorSettings(style="caffe", adaptive_stride=2, **expected)
+    for kind, style, stride in (("ResNetAdaD", "pytorch", 2), ("ResNetAdaDSmoothPrior", "pytorch", 1)):
+        config["model"]["backbone"] |= {"type": kind, "style": style}
+        found = settings_from_data(config, "lis.py")
+        assert (found.style, found.adaptive_stride) == (style, stride)
     # Before 2.8: thresholds beside the model, other names.
     config["test_cfg"] = {
         "rpn": {"nms_pre": 500, "nms_post": 500, "max_num": 300, "nms_thr": 0.6, "min_bbox_size": 0},

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
 from wnlb.export.block import WeightedNonLocalBlock
+from wnlb.export.checkpoints.dialect import infer_config
 from wnlb.export.checkpoints.frameworks import recognise, torchvision_state
 from wnlb.export.checkpoints.settings import DetectorSettings
-from wnlb.export.model import BACKBONES, ModelConfig, model_from_config
+from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.errors import CheckpointError
 
 SETTINGS = {
-    name: DetectorSettings(name.removesuffix("_v2")) for name in ("mmdetection", "detectron2", "torchvision_v2")
+    name: DetectorSettings(name.removesuffix("_v2"))
+    for name in ("mmdetection", "detectron2", "torchvision_v2", "torchvision")
 }
 KEYS = {"mmdetection": peer_keys.mmdet_keys, "detectron2": peer_keys.detectron2_keys}
 NETWORKS = {
@@ -28,6 +30,8 @@ NETWORKS = {
     "resnext50_32x4d": (50, 32, 4),
     "resnext101_32x8d": (101, 32, 8),
     "resnext101_64x4d": (101, 64, 4),
+    "resnext101_32x4d": (101, 32, 4),
+    "resnext152_32x8d": (152, 32, 8),
 }
 
 
@@ -44,16 +48,10 @@ def without_counters(shapes: peer_keys.Shapes) -> peer_keys.Shapes:
 
 
 def torchvision_shapes(backbone: str = "resnet50", **fields: object) -> peer_keys.Shapes:
-    """Of the model that ours builds; where it does not build that backbone yet, with torchvision's."""
+    """Of the model that ours builds."""
     with torch.device("meta"):
-        built = backbone if backbone in BACKBONES else "resnet50"
-        config = ModelConfig(**{"num_classes": 9, "backbone": built, "levels": (), **fields})
-        shapes = shapes_of(model_from_config(config).state_dict())
-        if built != backbone:
-            body = shapes_of(getattr(torchvision.models, backbone)(weights=None).state_dict())
-            shapes = {name: shape for name, shape in shapes.items() if ".body." not in name}
-            shapes |= {f"backbone.body.{name}": shape for name, shape in body.items() if not name.startswith("fc.")}
-    return without_counters(shapes)
+        config = ModelConfig(**{"num_classes": 9, "backbone": backbone, "levels": (), **fields})
+        return without_counters(shapes_of(model_from_config(config).state_dict()))
 
 
 def converted(framework: str, state: dict[str, Tensor], placement: str | None = None, **fields: object) -> dict:
@@ -69,6 +67,7 @@ def test_every_name_has_its_place_and_shape(framework: str, backbone: str) -> No
     assert recognise(state) == framework
     found = shapes_of(converted(framework, state))
     assert without_counters(found) == torchvision_shapes(backbone)
+    assert infer_config(converted(framework, state), {}).backbone == backbone
 
 
 def test_torchvision_v2_has_the_names_of_a_model_without_norms_in_its_heads() -> None:
@@ -76,8 +75,7 @@ def test_torchvision_v2_has_the_names_of_a_model_without_norms_in_its_heads() ->
         theirs = torchvision.models.detection.maskrcnn_resnet50_fpn_v2(
             weights=None, weights_backbone=None, num_classes=9
         )
-        ours = model_from_config(ModelConfig(9, levels=(), rpn_convs=2))
-        ours.roi_heads.box_head = FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024])
+        ours = model_from_config(ModelConfig(9, levels=(), rpn_convs=2, box_convs=(256,) * 4, box_fcs=1))
     state = theirs.state_dict()
     assert recognise(state) == "torchvision_v2"
     assert recognise(ours.state_dict()) == "torchvision"
@@ -185,6 +183,29 @@ def test_box_heads_with_convolutions_have_the_names_of_torchvision_s() -> None:
         assert {name: shape for name, shape in found.items() if ".box_head." in name} == expected
 
 
+@pytest.mark.parametrize(("convs", "fcs"), [((), 1), ((), 2), ((), 3), ((16,), 1), ((16, 8), 2), ((8, 8, 8), 3)])
+def test_box_heads_of_any_depth_are_read(convs: tuple[int, ...], fcs: int) -> None:
+    """From mmdetection's names, and from torchvision's own head."""
+    path = "roi_head.bbox_head.shared_"
+    shapes = {name: shape for name, shape in peer_keys.mmdet_keys(18, fc=24).items() if ".shared_fcs." not in name}
+    channels = 256
+    for i, width in enumerate(convs):
+        shapes |= peer_keys.layer(f"{path}convs.{i}.conv", width, channels, 3, 3)
+        channels = width
+    for i in range(fcs):
+        shapes |= peer_keys.layer(f"{path}fcs.{i}", 24, 24 if i else 49 * channels)
+    found = converted("mmdetection", empty(shapes))
+    config = infer_config(found, {})
+    assert (config.box_convs, config.box_fcs, config.box_features) == (convs, fcs, 24)
+    expected = torchvision_shapes("resnet18", box_convs=convs, box_fcs=fcs, box_features=24)
+    assert without_counters(shapes_of(found)) == expected
+    with torch.device("meta"):
+        head = FastRCNNConvFCHead((256, 7, 7), list(convs), [24] * fcs).state_dict()
+    theirs = {name: value for name, value in found.items() if ".box_head." not in name}
+    theirs |= {f"roi_heads.box_head.{name}": value for name, value in head.items()}
+    assert without_counters(shapes_of(converted("torchvision", theirs))) == expected
+
+
 def test_rpn_of_several_convolutions() -> None:
     for framework, one, each in (
         ("mmdetection", "rpn_head.rpn_conv", "rpn_head.rpn_conv.{}.conv"),
@@ -282,10 +303,6 @@ def test_lis_s_smooth_convolutions_go_into_the_convolution_beside_them() -> None
         **peer_keys.mmdet_keys(),
         f"{unit}.learnable_conv1.weight": (128, 128, 1, 1),
         f"{unit}.llpf.weight": (128, 1, 3, 3),
-        "backbone.AdaD.1.weight_net.0.weight": (2304, 1, 3, 3),
-        **peer_keys.norm("backbone.AdaD.1.weight_net.1", 2304),
-        "backbone.AdaD.1.channel_net.1.weight": (64, 256, 1, 1),
-        "backbone.AdaD.1.channel_net.3.weight": (256, 64, 1, 1),
     }
     state = empty(shapes)
     names = [f"{unit}.{name}.weight" for name in ("conv2", "learnable_conv1", "llpf")]
@@ -299,11 +316,22 @@ def test_lis_s_smooth_convolutions_go_into_the_convolution_beside_them() -> None
     expected = nn.functional.conv2d(x, conv, padding=1) + nn.functional.conv2d(smooth, mixing)
     got = nn.functional.conv2d(x, found["backbone.body.layer2.0.conv2.weight"], padding=1)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
-    more = {name for name in shapes_of(found) if name not in torchvision_shapes() and "num_batches" not in name}
-    assert more == {
-        f"backbone.body.AdaD.1.{name}"
-        for name in ("weight_net.0.weight", "channel_net.1.weight", "channel_net.3.weight")
-    } | {f"backbone.body.AdaD.1.weight_net.1.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")}
+
+
+def test_lis_s_downsampling_comes_first_in_a_stage() -> None:
+    found = converted("mmdetection", empty({**peer_keys.mmdet_keys(), **peer_keys.lis_keys()}))
+    assert without_counters(shapes_of(found)) == torchvision_shapes(adaptive_stride=2)
+    assert infer_config(found, {"adaptive_stride": 1, "style": "caffe"}) == ModelConfig(
+        9, levels=(), adaptive_stride=1, style="caffe"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"adaptive downsampling, whose stride .* --set adaptive_stride=2"
+    ) as error:
+        infer_config(found, {})
+    assert "\n" not in str(error.value)
+    without = converted("mmdetection", empty(peer_keys.mmdet_keys()))
+    with pytest.raises(CheckpointError, match="adaptive_stride is 2, but the checkpoint has no adaptive downsampling"):
+        infer_config(without, {"adaptive_stride": 2})
 
 
 def test_detectron2_files_without_statistics_scale_and_shift_alone() -> None:

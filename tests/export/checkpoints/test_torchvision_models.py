@@ -11,7 +11,7 @@ import torch
 from fresh_checkpoint import enlivened
 from model_inputs import whole
 from torch import nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
@@ -19,8 +19,10 @@ from torchvision.models.detection.rpn import RPNHead
 
 from wnlb.export.checkpoints.checkpoint import read_checkpoint
 from wnlb.export.checkpoints.dialect import infer_config
+from wnlb.export.checkpoints.frameworks import recognise, settings_for, torchvision_state
 from wnlb.export.command import _override
 from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.model import model_from_config
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.onnx_file.reference import eager_detections, match
 from wnlb.export.onnx_file.verify import dark_scene
@@ -70,6 +72,36 @@ def test_other_resnets_detect_what_torchvision_detects(tmp_path: Path, backbone:
     read = read_checkpoint(tmp_path / "c.pth")
     assert (read.config.backbone, read.config.levels) == (backbone, ())
     assert_same(torchvision_detections(theirs), graph_detections(read.model))
+
+
+@pytest.mark.slow
+def test_the_second_version_detects_what_torchvision_detects() -> None:
+    """Norms in the FPN and the heads, two convolutions in the RPN, four and one linear layer in the box head."""
+    torch.manual_seed(0)
+    theirs = maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=5, rpn_post_nms_top_n_test=200)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value, low, high in ((module.weight, 0.5, 1), (module.bias, -0.3, 0.3)):
+                nn.init.uniform_(value, low, high)
+            module.running_mean.uniform_(-0.3, 0.3)
+            module.running_var.uniform_(0.5, 1.5)
+    theirs = enlivened(theirs, size=64).eval()
+    for module in (*theirs.rpn.modules(), *theirs.roi_heads.modules()):  # those of the backbone were measured
+        assert not isinstance(module, nn.BatchNorm2d) or module.running_var.std() > 0.1
+    content = theirs.state_dict()
+    framework = recognise(content)
+    settings = settings_for(framework, content, "v2.pth")
+    state = torchvision_state(content, framework, settings, "v2.pth")
+    config = infer_config(state, settings.model_fields())
+    assert (config.box_convs, config.box_fcs, config.rpn_convs) == ((256,) * 4, 1, 2)
+    ours = model_from_config(config, rpn_post_nms_top_n_test=200).eval()
+    missing, unexpected = ours.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.endswith("num_batches_tracked") for name in missing)
+    expected = torchvision_detections(theirs)
+    own = torchvision_detections(ours)
+    assert_same(expected, {**own, "count": np.array(len(own["scores"]))})
+    assert_same(expected, graph_detections(ours))
 
 
 @pytest.fixture(scope="module")

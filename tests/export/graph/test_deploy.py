@@ -11,7 +11,7 @@ from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.block import MODES
 from wnlb.export.graph.deploy import DeployGraph, limits
-from wnlb.export.model import BACKBONES, PLACEMENTS
+from wnlb.export.model import BACKBONES, OTHER_RESNEXTS, PLACEMENTS
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.reference import Arrays, eager_detections, match
 from wnlb.export.options import ExportOptions
@@ -67,6 +67,7 @@ def combinations() -> Iterator[Any]:
     """All of both kinds of backbone; of their longer forms one, and the others in slow runs."""
     for mode, placement, backbone in itertools.product(MODES, PLACEMENTS, BACKBONES):
         usual = backbone in ("resnet18", "resnet50") or (mode, placement) == ("embedded", "inline")
+        usual &= backbone not in OTHER_RESNEXTS  # modules as in the other ResNeXts
         yield pytest.param(mode, placement, backbone, marks=[] if usual else pytest.mark.slow)
 
 
