@@ -234,10 +234,11 @@ def most_cells(layout: AtlasLayout, scales: Sequence[float], side: int, area_thr
 def default_buckets(rois: int, side: int, most: int) -> Buckets:
     """Buckets for ``rois`` boxes of an image and a pooled square of ``side``; ``most`` as ``most_cells`` counts.
 
-    With room above what 1000 proposals of random networks need (9 % more than 9 cells, 35 % more than 6); those of a
-    trained one are smaller (1 % and 23 %). Of 100 boxes for masks 4 need more than 4.
+    With room above what 1000 proposals of random networks need, on noise as well: 0.4 % more than 12 cells, 21 % more
+    than 9, 40 % more than 6. Those of a trained one are smaller (1 % more than 9, 23 % more than 6). Of 100 boxes for
+    masks 11 need more than 4.
     """
-    shares = ((0.125, most), (0.4375, 9), (1.0, 6)) if side < 14 else ((0.125, most), (1.0, 4))
+    shares = ((0.02, most), (0.25, 12), (0.5, 9), (1.0, 6)) if side < 14 else ((0.15, most), (1.0, 4))
     if most <= shares[-1][1]:
         return [(rois, most)]
     ends = [math.ceil(share * rois) for share, _ in shares]
