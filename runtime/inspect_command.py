@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from wnlb.runtime.conventions import FRAMEWORKS, TORCHVISION, Conventions
 from wnlb.runtime.engine.command import summary
 from wnlb.runtime.engine.manifest import Manifest, read_manifest
 from wnlb.runtime.files import sha256_of
@@ -49,6 +51,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "nodes": len(model.graph.node),
         "operators": dict(operators.most_common()),
         "contract": json.loads(contract.to_json()) if contract else None,
+        "conventions": dataclasses.asdict(contract.conventions) if contract else None,
     }
 
 
@@ -81,11 +84,23 @@ def _contract_lines(contract: dict[str, Any]) -> list[str]:
     attention = contract.get("attention") or {}
     entries = {key: value for key, value in contract.items() if key != "attention"}
     width = max(map(len, entries))
+    style = (contract.get("checkpoint_settings") or {}).get("style")
+    framework = contract.get("framework", TORCHVISION.framework)
     return [
+        f"trained in: {framework}" + (f", style {style}" if style else ""),
+        f"conventions: {_conventions_text(FRAMEWORKS[framework])}",
         "attention: " + (", ".join(f"{level} {form}" for level, form in attention.items()) or "none"),
         "contract:",
         *(f"  {key:{width}}  {_value(value)}" for key, value in entries.items()),
     ]
+
+
+def _conventions_text(conventions: Conventions) -> str:
+    aligned = "RoIAlign aligned, a sample for each pixel" if conventions.aligned else "RoIAlign with 2 x 2 samples"
+    return (
+        f"anchors {'' if conventions.rounded_anchors else 'not '}rounded, {aligned}, masks {conventions.mask_paste}, "
+        f"sizes rounded {conventions.size_rule}"
+    )
 
 
 def _value(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -117,12 +118,13 @@ class DetectorSettings:
         return tuple(field.name for field in dataclasses.fields(self) if field.name != "framework")
 
     def told(self) -> dict[str, Any]:
-        """All that is not as by default, under its names: enough to make them again."""
-        return {
+        """All that is not as by default, by name and as JSON has it: enough to make them again."""
+        values = {
             name: getattr(self, name)
             for name, default in ((field.name, field.default) for field in dataclasses.fields(self))
             if name != "framework" and getattr(self, name) != default
         }
+        return json.loads(json.dumps(values))
 
     def detector_options(self) -> dict[str, Any]:
         """What of these settings torchvision's ``MaskRCNN`` takes, under its names."""

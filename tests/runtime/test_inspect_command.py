@@ -96,3 +96,12 @@ def test_a_bad_file_is_one_line(wnlb, planted_model, planted_model_path, tmp_pat
     (tmp_path / "checkpoint.pth").write_bytes(b"PK\x03\x04" + bytes(100))
     planted_model(tmp_path / "newer.onnx", **{METADATA_KEY: json.dumps({"format": 99})})
     assert said in wnlb("inspect", name, cwd=tmp_path).refused()
+
+
+def test_the_framework_is_told(wnlb, tmp_path, planted_model, make_contract):
+    contract = make_contract(framework="mmdetection", checkpoint_settings={"style": "caffe"})
+    path = planted_model(tmp_path / "m.onnx", contract)
+    told = wnlb("inspect", path).out
+    assert "trained in: mmdetection, style caffe" in told
+    assert "anchors not rounded, RoIAlign aligned" in told
+    assert json.loads(wnlb("inspect", path, "--json").out)["conventions"]["mask_paste"] == "sampled"
