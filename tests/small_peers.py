@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import peer_checkpoint
 import torch
 from peer_keys import Shapes
 from small_models import small_model
@@ -62,6 +64,34 @@ def small_mmdet_state(dtype: torch.dtype = torch.float64, **fields: object) -> d
 def detectron2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same weights, by detectron2's names."""
     return _renamed(state, _DETECTRON2)
+
+
+def write_mmdet_checkpoint(path: Path, **fields: object) -> None:
+    """As mmengine saves while training: weights, optimizer, message hub, and the configuration in ``meta``."""
+    code = (
+        peer_checkpoint.config("mmdet-pytorch")
+        .replace("depth=50", "depth=18")
+        .replace("max_per_img=100", "max_per_img=12")
+    )
+    content = {"state_dict": small_mmdet_state(torch.float32, **fields), "meta": {"cfg": code, "epoch": 12}}
+    torch.save({**content, "optimizer": {"param_groups": []}, "message_hub": {"log": object}}, path)
+
+
+def write_detectron2_checkpoint(path: Path, config: Path) -> None:
+    """Weights, and the configuration beside them: RGB, torchvision's statistics and style."""
+    text = peer_checkpoint.config("d2-msra")
+    for pattern, value in (
+        (r"DEPTH: 50", "DEPTH: 18"),
+        (r"RES2_OUT_CHANNELS: 256", "RES2_OUT_CHANNELS: 64"),
+        (r"STRIDE_IN_1X1: true", "STRIDE_IN_1X1: false"),
+        (r"FORMAT: BGR", "FORMAT: RGB"),
+        (r"PIXEL_MEAN:\n( *- .*\n){3}", "PIXEL_MEAN: [123.675, 116.28, 103.53]\n"),
+        (r"PIXEL_STD:\n( *- .*\n){3}", "PIXEL_STD: [58.395, 57.12, 57.375]\n"),
+    ):
+        text, count = re.subn(pattern, value, text)
+        assert count == 1, pattern
+    config.write_text(text)
+    torch.save({"model": detectron2_names(small_mmdet_state(torch.float32)), "iteration": 9}, path)
 
 
 def _renamed(state: dict[str, Tensor], table: tuple) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_peers import write_detectron2_checkpoint, write_mmdet_checkpoint
 
 from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.checkpoints.fetched import PUBLISHED
@@ -48,11 +49,13 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint_path: Path) -> Path:
-    """What the examples name: a checkpoint, class names, pictures and a video."""
+    """What the examples name: checkpoints, class names, pictures and a video."""
     from wnlb.export.checkpoints.checkpoint import load_checkpoint
 
     folder = tmp_path_factory.mktemp("readme")
     torch.save({"model": load_checkpoint(small_checkpoint_path)[0].state_dict()}, folder / "checkpoint.pth")
+    write_mmdet_checkpoint(folder / "epoch_12.pth")
+    write_detectron2_checkpoint(folder / "model_final.pth", folder / "config.yaml")
     (folder / "names.txt").write_text("\n".join(CLASSES))
     picture = np.ascontiguousarray(dark_scene((1, 60, 90, 3))[0])
     for name in ("night.jpg", "night_pictures/a.png", "night_pictures/b.jpg", "night/deep/c.png"):

@@ -14,7 +14,7 @@ import peer_checkpoint
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_peers import detectron2_names, small_mmdet_state
+from small_peers import detectron2_names, small_mmdet_state, write_detectron2_checkpoint, write_mmdet_checkpoint
 from tensorrt_rtx_build import build_in_tensorrt_rtx
 from torchvision.ops import box_iou
 
@@ -164,26 +164,22 @@ def test_images_that_hold_nothing_are_nothing_to_the_reference(files: dict[str, 
     assert len(found[0]["scores"]) == 0 < len(found[1]["scores"])
 
 
-def test_a_configuration_in_the_checkpoint_is_enough(
-    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As mmengine saves while training, with a message hub that holds objects; and --config for detectron2."""
-    code = peer_checkpoint.config("mmdet-pytorch").replace("depth=50", "depth=18")
-    code = code.replace("type='ResNet'", "type='ResNet'").replace("max_per_img=100", "max_per_img=12")
-    state = {**torch.load(files["mmdetection"])["state_dict"]}
-    for name in ("rpn_cls", "rpn_reg"):  # three anchors at a position, as the configuration says
-        for kind in ("weight", "bias"):
-            value = state[f"rpn_head.{name}.{kind}"]
-            state[f"rpn_head.{name}.{kind}"] = value[: len(value) // 2]
-    content = {"state_dict": state, "meta": {"cfg": code, "epoch": 12}, "message_hub": {"log": object}}
-    torch.save(content, tmp_path / "epoch_12.pth")
-    words = ["export", str(tmp_path / "epoch_12.pth"), "-o", str(tmp_path / "model.onnx"), "--size", "64x96"]
-    assert main([*words, "--post-nms", "50", "--pre-nms", "100", "--candidates", "100"]) == 0
-    told = capsys.readouterr().out
-    assert "mmdetection, style pytorch, resnet18, 8 classes, embedded blocks inline" in told
-    contract = contract_of(onnx.load(tmp_path / "model.onnx"))
-    assert contract
-    assert (contract.scale, contract.post_nms_top_n, contract.detections) == ((608, 416), 50, 12)
+def test_a_configuration_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """That of a training checkpoint of mmengine is inside it, with a message hub that holds objects."""
+    out = tmp_path / "m.onnx"
+    write_mmdet_checkpoint(tmp_path / "epoch_12.pth")
+    write_detectron2_checkpoint(tmp_path / "model_final.pth", tmp_path / "config.yaml")
+    small = ["-o", str(out), "--size", "64x96", "--post-nms", "50", "--pre-nms", "100", "--candidates", "400"]
+    for words, told, scale in (
+        (["epoch_12.pth"], "mmdetection, style pytorch, resnet18, 8 classes, embedded blocks inline", (608, 416)),
+        (["model_final.pth", "--config", "config.yaml"], "detectron2, style pytorch, resnet18, 8 classes", (608, 400)),
+    ):
+        files = [str(tmp_path / word) if "." in word else word for word in words]
+        assert main(["export", *files, *small]) == 0
+        assert told in capsys.readouterr().out
+        contract = contract_of(onnx.load(out))
+        assert contract
+        assert (contract.scale, contract.post_nms_top_n) == (scale, 50)
 
 
 def test_what_nothing_tells_is_asked_for(
