@@ -31,6 +31,7 @@ class Settings:
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     detections: int = 100
+    norm_eps: float = 1e-5  # of the backbone's norms
     block_mode: str = "embedded"  # of non-local blocks with theta and phi alone; "dot" has the same weights
     non_local_scaled: bool = True  # mmcv's NonLocal2d divides embedded logits by sqrt(d)
 

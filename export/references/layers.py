@@ -8,7 +8,7 @@ from torch import Tensor
 from wnlb.export.references.weights import Weights
 from wnlb.runtime.errors import CheckpointError
 
-EPS = 1e-5  # of every norm, in both frameworks
+EPS = 1e-5  # of every norm in both frameworks, but for a backbone whose configuration says otherwise
 GROUPS = 32  # of every GroupNorm, in both frameworks
 
 
@@ -19,22 +19,24 @@ def conv(weights: Weights, path: str, x: Tensor, stride: int = 1) -> Tensor:
     return F.conv2d(x, weight, weights.get(f"{path}.bias"), stride, padding, groups=groups)
 
 
-def norm(weights: Weights, path: str, x: Tensor) -> Tensor:
+def norm(weights: Weights, path: str, x: Tensor, eps: float = EPS) -> Tensor:
     """Batch norm, real or frozen, by its running statistics; GroupNorm where there are none."""
     scale, shift = weights[f"{path}.weight"], weights[f"{path}.bias"]
     if f"{path}.running_mean" in weights:
         mean, variance = weights[f"{path}.running_mean"], weights[f"{path}.running_var"]
-        return F.batch_norm(x, mean, variance, scale, shift, eps=EPS)
-    return F.group_norm(x, GROUPS, scale, shift, EPS)
+        return F.batch_norm(x, mean, variance, scale, shift, eps=eps)
+    return F.group_norm(x, GROUPS, scale, shift, eps)
 
 
-def normed_conv(weights: Weights, path: str, norms: tuple[str, ...], x: Tensor, stride: int = 1) -> Tensor:
+def normed_conv(
+    weights: Weights, path: str, norms: tuple[str, ...], x: Tensor, stride: int = 1, eps: float = EPS
+) -> Tensor:
     """The convolution at ``path``, and the norm at that of the paths ``norms`` which is there, if one is."""
     x = conv(weights, path, x, stride)
     found = [name for name in norms if f"{name}.weight" in weights]
     if not found and f"{path}.bias" not in weights:
         raise CheckpointError(f"checkpoint has neither a bias nor a norm for {path}; expected {' or '.join(norms)}")
-    return norm(weights, found[0], x) if found else x
+    return norm(weights, found[0], x, eps) if found else x
 
 
 def linear(weights: Weights, path: str, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class ResNetNames:
 
 def resnet(weights: Weights, names: ResNetNames, settings: Settings, x: Tensor) -> list[Tensor]:
     """The network's input ``[N, 3, H, W]`` to C2, C3, C4 and C5, ``[N, C, H/4, W/4]`` to ``[N, C, H/32, W/32]``."""
-    x = normed_conv(weights, names.stem, (names.stem_norm,), x, stride=2).relu()
+    x = normed_conv(weights, names.stem, (names.stem_norm,), x, 2, settings.norm_eps).relu()
     x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
     outputs = []
     for i, path in enumerate(names.stages):
@@ -65,26 +65,27 @@ def _residual_unit(
     """
     last = 3 if f"{path}.conv3.weight" in weights else 2
     strided = 2 if last == 3 and settings.style == "pytorch" else 1
+    eps = settings.norm_eps
     y = x
     for i in range(1, last + 1):
         own_stride = stride if i == strided else 1
-        y = _unit_conv(weights, names, path, i, y, own_stride)
+        y = _unit_conv(weights, names, path, i, y, own_stride, eps)
         y = y.relu() if i < last else y
     for child in weights.children(path):  # mmcv's plugin behind the last convolution
         if is_block(weights, child):
             y = block(weights, child, y, settings.block_mode, settings.non_local_scaled)
     if f"{path}.{names.shortcut}.weight" in weights:
-        x = normed_conv(weights, f"{path}.{names.shortcut}", (f"{path}.{names.shortcut_norm}",), x, stride)
+        x = normed_conv(weights, f"{path}.{names.shortcut}", (f"{path}.{names.shortcut_norm}",), x, stride, eps)
     return (y + x).relu()
 
 
-def _unit_conv(weights: Weights, names: ResNetNames, unit: str, i: int, x: Tensor, stride: int) -> Tensor:
+def _unit_conv(weights: Weights, names: ResNetNames, unit: str, i: int, x: Tensor, stride: int, eps: float) -> Tensor:
     """Convolution i of a residual unit, and its norm; in LIS something is added between the two of the second."""
     path, norm_path = f"{unit}.conv{i}", f"{unit}.{names.norm.format(i)}"
     smooth = smooth_convolution(weights, unit, x, stride) if i == 2 else None
     if smooth is None:
-        return normed_conv(weights, path, (norm_path,), x, stride)
-    return norm(weights, norm_path, conv(weights, path, x, stride) + smooth)
+        return normed_conv(weights, path, (norm_path,), x, stride, eps)
+    return norm(weights, norm_path, conv(weights, path, x, stride) + smooth, eps)
 
 
 def fpn(levels: list[Tensor], module: Module, names: list[tuple[str, str]]) -> list[Tensor]:

@@ -94,6 +94,7 @@ def _add_making(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--size", default="", metavar="HxW", help="input size of a checkpoint, see 'wnlb export'")
     group.add_argument("--classes", type=Path, metavar="FILE", help="class names of a checkpoint, see 'wnlb export'")
+    group.add_argument("--config", type=Path, metavar="FILE", help="what it was trained with, see 'wnlb export'")
 
 
 def _add_pictures(group: argparse._ArgumentGroup) -> None:
@@ -171,6 +172,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise WnlbError(f"--size is {arguments.size}; expected multiples of 32 from 64 up, e.g. 416x608")
     if arguments.classes and not arguments.classes.is_file():
         raise WnlbError(f"--classes {arguments.classes} is no file; expected class names, one a line")
+    if arguments.config and not arguments.config.is_file():
+        raise WnlbError(f"--config {arguments.config} is no file; expected what the checkpoint was trained with")
     check_threads(arguments.threads)
     _check_pictures(arguments)
 
@@ -206,6 +209,7 @@ def _wanted(model: Path, arguments: argparse.Namespace) -> Wanted:
         arguments.backends or (BACKENDS if checkpoint else (ONNX_RUNTIME,)),
         arguments.size,
         arguments.classes,
+        arguments.config,
         arguments.images or "",
         arguments.device == "cpu" or not _has_gpu(),
     )

@@ -17,7 +17,7 @@ ONNX_RUNTIME = "onnxruntime"
 BACKENDS = (ONNX_RUNTIME, *LIBRARIES)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 ATTENTION = ("standard", "plugin")
-CHECKPOINTS = (".pth", ".pt", ".safetensors")
+CHECKPOINTS = (".pth", ".pt", ".pkl", ".safetensors")
 SAMPLE = "sample"  # the package's own checkpoint
 
 
@@ -30,6 +30,7 @@ class Wanted:
     backends: tuple[str, ...] = BACKENDS
     size: str = ""  # HxW of the input
     classes: Path | None = None
+    config: Path | None = None  # of mmdetection or detectron2
     images: str = ""  # to calibrate on
     cpu: bool = True  # whether ONNX Runtime has no GPU here
 
@@ -141,9 +142,10 @@ class _Family:
         if kind in ("fp32", "cpu", "") and is_checkpoint(source):
             words: list[str | Path] = ["export", source, "--size", wanted.size]
             words += ["--classes", wanted.classes] if wanted.classes else []
+            words += ["--config", wanted.config] if wanted.config else []
             words += ["--target", "cpu"] if kind == "cpu" else []
             name = f"{source.stem}.cpu.onnx" if kind == "cpu" else f"{source.stem}.onnx"
-            return self._maker.make(name, words, [path for path in (source, wanted.classes) if path])
+            return self._maker.make(name, words, [path for path in (source, wanted.classes, wanted.config) if path])
         if kind in ("fp32", ""):
             return source
         base = self._onnx("fp32")

@@ -11,10 +11,17 @@ import cv2
 import numpy as np
 import onnx
 import peer_checkpoint
+import peer_keys
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_peers import detectron2_names, small_mmdet_state, write_detectron2_checkpoint, write_mmdet_checkpoint
+from small_peers import (
+    detectron2_names,
+    lively_state,
+    small_mmdet_state,
+    write_detectron2_checkpoint,
+    write_mmdet_checkpoint,
+)
 from tensorrt_rtx_build import build_in_tensorrt_rtx
 from torchvision.ops import box_iou
 
@@ -114,6 +121,20 @@ def assert_graph_equals_reference(
 def test_the_graph_computes_what_the_reference_computes(files: dict[str, Path], framework: str, target: str) -> None:
     options = ExportOptions(64, 96, batch=3, target=target)
     assert_graph_equals_reference(read(files[framework]), options, dark_scene((3, 64, 96, 3)))
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize(("style", "stride"), [("caffe", 2), ("pytorch", 1)])
+def test_lis(tmp_path: Path, style: str, stride: int) -> None:
+    """Adaptive downsampling, smooth convolutions and one of mmcv's blocks, norms of another epsilon."""
+    shapes = {**peer_keys.mmdet_keys(18, neck=32, fc=32), **peer_keys.lis_keys(18, smooth=False)}
+    shapes |= peer_keys.mmcv_block("backbone.layer3.2", 256)
+    state = {name: value.float() for name, value in lively_state(shapes).items()}
+    torch.save({"state_dict": state}, tmp_path / "c.pth")
+    told = {"anchor_sizes": [[16], [32], [64], [128], [256]], "interpolation": "nearest", "norm_eps": 1e-2}
+    checkpoint = read(tmp_path / "c.pth", style=style, adaptive_stride=stride, **told)
+    assert checkpoint.config.adaptive_stride == stride
+    assert_graph_equals_reference(checkpoint, ExportOptions(64, 96, batch=2), dark_scene((2, 64, 96, 3)))
 
 
 @pytest.mark.usefixtures("_float64")

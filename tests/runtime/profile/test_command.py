@@ -197,6 +197,7 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_p
         ([tmp_path / "weights.pth", "--size", "big", *output], "size is 'big'; expected HEIGHTxWIDTH"),
         ([tmp_path / "weights.pth", "--size", "100x100", *output], "expected multiples of 32 from 64 up"),
         ([tmp_path / "weights.pth", "--size", "64x96", "--classes", "no.txt", *output], "--classes no.txt is no file"),
+        ([tmp_path / "weights.pth", "--size", "64x96", "--config", "no.yaml", *output], "--config no.yaml is no file"),
         ([tmp_path / "none.pth", "--size", "64x96", *output], "does not exist"),
         (["--compare", model, model], "report"),
     ):

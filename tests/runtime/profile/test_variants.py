@@ -54,7 +54,8 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_everything_of_a_checkpoint(gpu: None, tmp_path: Path) -> None:
     maker = PlantedMaker(tmp_path)
-    wanted = Wanted(("fp32", "int8"), size="64x96", classes=Path("names.txt"), images="night", cpu=False)
+    files = {"classes": Path("names.txt"), "config": Path("net.yaml")}
+    wanted = Wanted(("fp32", "int8"), size="64x96", **files, images="night", cpu=False)
     found = variants_of(Path("my.net.pth"), wanted, maker)
     assert [variant.name for variant in found] == [
         "my.net.onnx",
@@ -69,7 +70,7 @@ def test_everything_of_a_checkpoint(gpu: None, tmp_path: Path) -> None:
     assert not any(variant.failure for variant in found)
     assert {variant.reference for variant in found} == {tmp_path / "my.net.onnx"}
     assert [variant.onnx.name for variant in found if variant.onnx] == ["my.net.onnx"] * 4 + ["my.net.int8.onnx"] * 4
-    assert maker.words[0] == "export my.net.pth --size 64x96 --classes names.txt -> my.net.onnx"
+    assert maker.words[0] == "export my.net.pth --size 64x96 --classes names.txt --config net.yaml -> my.net.onnx"
     assert "convert my.net.onnx --precision int8 --images night -> my.net.int8.onnx" in maker.words
     plugin = "build my.net.onnx --target tensorrt --attention plugin -> my.net.tensorrt.plugin.engine"
     assert plugin in maker.words
