@@ -16,9 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
-from onnx import helper, inliner, numpy_helper
-
-from wnlb.runtime.onnx_file import with_shapes
+from onnx import helper, inliner, numpy_helper, shape_inference
 
 PLUGIN_OP = "WnlbNonLocalAttention"
 PLUGIN_NAMESPACE, PLUGIN_VERSION = "wnlb", "1"
@@ -53,7 +51,7 @@ class _Graph:
                 self.makers[name] = node
             for name in filter(None, node.input):
                 self.readers.setdefault(name, []).append(node)
-        inferred = with_shapes(model).graph
+        inferred = shape_inference.infer_shapes(model, data_prop=True).graph
         self.shapes = {
             value.name: [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
             for value in (*inferred.value_info, *inferred.input, *inferred.output)

@@ -10,7 +10,6 @@ from wnlb.export.onnx_file.fuse import PLUGIN_OP, unfuse_attention
 from wnlb.export.options import MAX_TOP_K
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import GraphError
-from wnlb.runtime.onnx_file import with_shapes
 
 OPERATORS = frozenset(
     "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater "
@@ -76,7 +75,7 @@ def _operators(model: onnx.ModelProto, contract: Contract) -> list[str]:
 
 def _shapes(model: onnx.ModelProto) -> list[str]:
     try:
-        graph = with_shapes(model, strict=True).graph
+        graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     except shape_inference.InferenceError as error:
         return [f"shapes do not fit: {str(error).splitlines()[0]}"]
     known = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}
