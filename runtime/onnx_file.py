@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from wnlb.runtime.errors import ContractError, WnlbError
 
 if TYPE_CHECKING:
     import onnx
+
+_MOST_VALUES = 1024  # of a constant whose values shapes may depend on
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -57,6 +60,33 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, Contract]:
     if contract is None:
         raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
     return model, contract
+
+
+def with_shapes(model: onnx.ModelProto, strict: bool = False) -> onnx.ModelProto:
+    """A copy without local functions, with all types and shapes that can be inferred.
+
+    Large weights are only declared in it, as inputs: their values do not matter, and copies of them take time.
+
+    Raises:
+        onnx.shape_inference.InferenceError: ``strict``, and shapes do not fit.
+    """
+    import onnx
+    from onnx import helper, inliner, shape_inference
+
+    graph = onnx.GraphProto(name=model.graph.name, node=model.graph.node, input=model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    declared = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _MOST_VALUES:
+            graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    light.graph.CopyFrom(graph)
+    if model.functions:
+        light = inliner.inline_local_functions(light)
+    return shape_inference.infer_shapes(light, strict_mode=strict, data_prop=True)
 
 
 def described(value: Any) -> str:

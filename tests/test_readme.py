@@ -1,4 +1,4 @@
-"""Every command and Python example of the README files is run in one folder, as it stands there but for sizes."""
+"""Every command and Python example of the README files is run in one folder, as it stands but for sizes and counts."""
 
 from __future__ import annotations
 
@@ -80,6 +80,8 @@ def test_commands_run_as_they_stand(folder: Path) -> None:
         if words[1] == "scenes":
             words += ["--count", "4", "--size", "64x96"]
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
+        if words[1] == "export":
+            words += ["--pre-nms", "50", "--post-nms", "50", "--candidates", "50", "--detections", "20"]
         if words[1] == "profile":
             words += ["--duration", "0.1", "--no-stages"]
             words += ["--precisions", "fp16", "--backends", "onnxruntime"] if "checkpoint.pth" in words else []

@@ -72,6 +72,7 @@ class Converter:
         self.layers: list[Layer] = graph.layers()
         self.activations = graph.activations()
         self.largest: dict[str, float] = {}
+        self._by_opset: dict[int | None, onnx.ModelProto] = {None: self.model}
 
     @property
     def groups(self) -> dict[str, int]:
@@ -108,10 +109,10 @@ class Converter:
         return self._finished(model, f"int8+{choice.rest}")
 
     def _copy(self, opset: int | None) -> onnx.ModelProto:
-        if opset is not None:
-            return version_converter.convert_version(self.model, opset)
+        if opset is not None and opset not in self._by_opset:
+            self._by_opset[opset] = version_converter.convert_version(self.model, opset)
         model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model.CopyFrom(self._by_opset[opset])
         return model
 
     def _finished(self, model: onnx.ModelProto, precision: str) -> onnx.ModelProto:

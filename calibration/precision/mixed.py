@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper
 
 from wnlb.calibration.precision.groups import groups_of
 from wnlb.runtime.errors import GraphError
+from wnlb.runtime.onnx_file import with_shapes
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 FP16_MAX = 65504.0
@@ -156,11 +157,11 @@ class _Casts:
 def infer_again(model: onnx.ModelProto) -> None:
     """State the type and shape of each tensor anew."""
     del model.graph.value_info[:]
-    model.CopyFrom(shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
+    model.graph.value_info.extend(with_shapes(model, strict=True).graph.value_info)
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    graph = shape_inference.infer_shapes(model, data_prop=True).graph
+    graph = with_shapes(model).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):
         types[value.name] = value.type.tensor_type.elem_type

@@ -11,10 +11,11 @@ import cv2
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, shape_inference
+from onnx import helper
 
 from wnlb.runtime.errors import MissingDependency, WnlbError
 from wnlb.runtime.files import atomic_path
+from wnlb.runtime.onnx_file import with_shapes
 
 METHODS = ("max", "entropy", "percentile", "mse")
 BINS = 2048
@@ -183,7 +184,7 @@ def collect_histograms(
 
 
 def _value_types(model: onnx.ModelProto) -> dict[str, int]:
-    graph = shape_inference.infer_shapes(model).graph
+    graph = with_shapes(model).graph
     return {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
 
 

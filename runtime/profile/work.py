@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.onnx_file import with_shapes
 from wnlb.runtime.profile.stages import place_of, stages_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ _PER_OUTPUT["GridSample"] = 8  # bilinear: four taps; their weights are shared b
 _PER_INPUT = frozenset("ArgMax ArgMin GlobalAveragePool GlobalMaxPool TopK".split())
 # Their output is their first input in another shape, order or scale, which whoever reads it can apply.
 _VIEWS = frozenset("DequantizeLinear Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
-_MOST_VALUES = 1024  # of a constant whose values shapes may depend on
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class _Network:
     """The nodes of a model, their stages, and what becomes of each tensor."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        inferred = _inferred(model)
+        inferred = with_shapes(model)
         self.nodes = list(inferred.graph.node)
         self.stages = stages_of(node.name for node in self.nodes)
         self._tensors = _tensors(inferred, model.graph.initializer)
@@ -195,30 +195,6 @@ def _flops(node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], outputs: int
     if node.op_type in _PER_INPUT or node.op_type.startswith("Reduce"):
         return float(math.prod(shapes[0]))
     return float(_PER_OUTPUT.get(node.op_type, 1) * outputs)
-
-
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without local functions, with all shapes that can be inferred.
-
-    Large weights are only declared in it: their values do not matter, and copies of them take time.
-    """
-    import onnx
-    from onnx import helper, inliner, shape_inference
-
-    graph = onnx.GraphProto(name=model.graph.name, node=model.graph.node, input=model.graph.input)
-    graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
-    declared = {value.name for value in graph.input}
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= _MOST_VALUES:
-            graph.initializer.append(tensor)
-        elif tensor.name not in declared:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    light.graph.CopyFrom(graph)
-    if model.functions:
-        light = inliner.inline_local_functions(light)
-    return shape_inference.infer_shapes(light, data_prop=True)
 
 
 def _tensors(inferred: onnx.ModelProto, weights: Iterable[onnx.TensorProto]) -> dict[str, _Tensor]:

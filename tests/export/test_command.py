@@ -9,6 +9,8 @@ import pytest
 import torch
 from small_models import small_model
 
+BRIEF = ("--pre-nms", 100, "--post-nms", 60, "--candidates", 480, "--nms-rounds", 16)  # a CPU is through with soon
+
 
 def wnlb(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, arguments)]
@@ -46,6 +48,7 @@ def test_export_as_json(tmp_path: Path, small_checkpoint_path: Path) -> None:
         7,
         "--interpolation",
         "nearest",
+        *BRIEF,
     )
     run = wnlb("export", small_checkpoint_path, "-o", output, *options, "--json")
     assert run.returncode == 0, run.stderr
@@ -59,7 +62,7 @@ def test_export_as_json(tmp_path: Path, small_checkpoint_path: Path) -> None:
 
 def test_failed_verification_exits_with_1_and_leaves_nothing(tmp_path: Path, small_checkpoint_path: Path) -> None:
     output = tmp_path / "model.onnx"
-    run = wnlb("export", small_checkpoint_path, "-o", output, "--size", "64x96", "--nms-rounds", 1, "--json")
+    run = wnlb("export", small_checkpoint_path, "-o", output, "--size", "64x96", *BRIEF[:-1], 1, "--json")
     assert run.returncode == 1
     assert "needs" in run.stderr
     assert list(tmp_path.iterdir()) == []
@@ -106,7 +109,7 @@ def test_weights_and_settings_are_chosen_and_told(tmp_path: Path) -> None:
     state = {f"module.{name}": value for name, value in model.state_dict().items()}
     content = {"model": state, "model_ema": state.copy(), "history": {"loss": Path("x")}}
     torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
-    options = ("-o", tmp_path / "m.onnx", "--size", "64x64", "--masks", "none", "--weights", "ema")
+    options = ("-o", tmp_path / "m.onnx", "--size", "64x64", "--masks", "none", *BRIEF, "--weights", "ema")
     refused = wnlb("export", tmp_path / "c.pth", *options)
     assert refused.returncode == 2
     assert "6 anchors per position" in refused.stderr

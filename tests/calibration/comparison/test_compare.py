@@ -88,15 +88,15 @@ def test_most_different_pictures() -> None:
 
 def test_command(
     small_checkpoint_path: Path,
-    small_model_path: Path,
+    brief_model_path: Path,
     night: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The eager checkpoint, its file, and the file in FP16."""
     half = tmp_path / "half <b>.onnx"
-    onnx.save(Converter(small_model_path).half("fp16")[0], half)
-    words = ["compare", small_checkpoint_path, small_model_path, half, "-o", tmp_path / "out", "--json", "--images"]
+    onnx.save(Converter(brief_model_path).half("fp16")[0], half)
+    words = ["compare", small_checkpoint_path, brief_model_path, half, "-o", tmp_path / "out", "--json", "--images"]
     labels = ["--annotations", night / "annotations.json"]
     assert main([*map(str, words), str(night / "images"), *map(str, labels)]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -112,27 +112,27 @@ def test_command(
     assert "http" not in page.replace("https://", "http")  # works offline
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == facts
     assert (
-        main(["compare", str(small_model_path), str(half), "--images", str(night / "images"), "-o", str(tmp_path)]) == 0
+        main(["compare", str(brief_model_path), str(half), "--images", str(night / "images"), "-o", str(tmp_path)]) == 0
     )
     assert "look at" in capsys.readouterr().out
 
 
 def test_refusals(
-    small_checkpoint_path: Path, small_model_path: Path, night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_checkpoint_path: Path, brief_model_path: Path, night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     half = tmp_path / "half.onnx"
-    onnx.save(onnx.load(small_model_path), half)
+    onnx.save(onnx.load(brief_model_path), half)
     folder = tmp_path / "half.calibration"
-    words = ["convert", small_model_path, "--precision", "int8", "-o", half, "--images", night / "images"]
+    words = ["convert", brief_model_path, "--precision", "int8", "-o", half, "--images", night / "images"]
     assert main([*map(str, words), "--method", "max", "--trial-pictures", "1"]) == 0
     assert (folder / "ranges.npz").is_file()
     capsys.readouterr()
     common = ["--images", night / "images", "-o", tmp_path / "out"]
     for models, more, message in (
-        ([small_model_path], [], "expected a reference and at least one other"),
+        ([brief_model_path], [], "expected a reference and at least one other"),
         ([small_checkpoint_path, small_checkpoint_path], [], "only checkpoints were given"),
         (
-            [small_model_path, half],
+            [brief_model_path, half],
             ["--annotations", night / "annotations.json"],
             "is among those that half was calibrated on",
         ),

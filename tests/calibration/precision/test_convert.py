@@ -131,7 +131,9 @@ def test_a_converted_file_becomes_the_plugin_form_and_computes_the_same(
 
 def test_a_plugin_file_is_converted_inside_and_stays_one(tmp_path: Path, noise: list[Inputs]) -> None:
     path = tmp_path / "plugin.onnx"
-    export_onnx(small_model(), path, ExportOptions(64, 96, attention="c2=plugin,c4=plugin"))
+    export_onnx(
+        small_model(), path, ExportOptions(64, 96, attention="c2=plugin,c4=plugin", post_nms_top_n=60, nms_rounds=16)
+    )
     converter = Converter(path)
     half, _ = converter.half("fp16")
     int8 = converter.int8(
@@ -146,11 +148,11 @@ def test_a_plugin_file_is_converted_inside_and_stays_one(tmp_path: Path, noise: 
 
 
 def test_int8_command(
-    small_model_path: Path, night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    brief_model_path: Path, night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     """Ranges and trials are measured once, used again by a second run, and measured anew for other pictures."""
     output, folder = tmp_path / "model.int8.onnx", tmp_path / "model.int8.calibration"
-    words = [small_model_path, "--precision", "int8", "-o", output, "--images", night / "images"]
+    words = [brief_model_path, "--precision", "int8", "-o", output, "--images", night / "images"]
     words += ["--trial-pictures", "2", "--method", "percentile", "--json"]
     assert convert(*words) == 0
     captured = capsys.readouterr()
@@ -174,7 +176,7 @@ def test_int8_command(
 
 
 def test_sensitivity_and_a_budget_that_cannot_hold(
-    small_model_path: Path, night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    brief_model_path: Path, night: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     """With planted costs: the search goes through, the best file is written, the exit code is 1."""
     from wnlb.calibration.precision.convert import Int8Trials
@@ -182,7 +184,7 @@ def test_sensitivity_and_a_budget_that_cannot_hold(
     cost = {"fpn": 4.0, "c3": 1.0}
     monkeypatch.setattr(Int8Trials, "drop", lambda self, choice: 0.5 + sum(cost.get(g, 0.0) for g in choice.groups))
     output = tmp_path / "model.int8.onnx"
-    words = [small_model_path, "--precision", "int8", "-o", output, "--images", night / "images"]
+    words = [brief_model_path, "--precision", "int8", "-o", output, "--images", night / "images"]
     words += ["--trial-pictures", "1", "--method", "max", "--rest", "fp32"]
     assert convert(*words, "--sensitivity", "--max-ap-drop", "0.3") == 1
     said = capsys.readouterr().out
@@ -203,17 +205,17 @@ def test_sensitivity_and_a_budget_that_cannot_hold(
 
 
 def test_the_budget_finds_a_planted_bad_group(
-    small_model_path: Path, night: Path, noise: list[Inputs], tmp_path: Path
+    brief_model_path: Path, night: Path, noise: list[Inputs], tmp_path: Path
 ) -> None:
     """The ranges of the mask head are a thousand times too wide, so that its INT8 holds nothing but zeros."""
-    converter = Converter(small_model_path)
+    converter = Converter(brief_model_path)
     measured = histograms(converter, noise)
     graph = Graph(converter.model)
     heads = [layer.node for layer in converter.layers if layer.group == "mask head"]
     for tensor in {graph.source(graph.nodes[node].input[0]) for node in heads}:
         measured[tensor].largest *= 1000
     pictures = {path.name: cv2.imread(str(path)) for path in sorted((night / "images").iterdir())[:2]}
-    with Predictor(small_model_path) as reference:
+    with Predictor(brief_model_path) as reference:
         judge = Judge.on_agreement(reference, pictures)
     trials = Int8Trials(converter, measured, judge, Ledger(tmp_path / "trials.json"), "key")
 

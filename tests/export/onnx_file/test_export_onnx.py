@@ -26,9 +26,11 @@ from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import GraphError, VerificationError, WnlbError
 
+BRIEF = {"pre_nms_top_n": 100, "post_nms_top_n": 60, "candidates": 480, "nms_rounds": 16}  # a CPU is through with soon
+DEFAULTS = {"pre_nms_top_n": None, "post_nms_top_n": None, "candidates": 1000, "nms_rounds": 32}
 # Every mode, placement and backbone, batch 2, chunked attention, no masks, no blocks, each in one file at least.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "embedded inline resnet18": ({}, {"attention_memory": 2**20, "height": 192}),
+    "embedded inline resnet18": ({}, {"attention_memory": 2**20, "height": 192, **DEFAULTS}),
     "gaussian lateral, plugin": (
         {"mode": "gaussian", "placement": "lateral"},
         {"attention": "plugin"},
@@ -45,7 +47,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def export(path: Path, fields: dict[str, Any], options: dict[str, Any]) -> ExportReport:
-    return export_onnx(small_model(**fields), path, ExportOptions(**{"height": 64, "width": 96, **options}))
+    return export_onnx(small_model(**fields), path, ExportOptions(**{"height": 64, "width": 96, **BRIEF, **options}))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
