@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from wnlb.export.checkpoints.checkpoint import LoadedCheckpoint, Origin, load_ch
 from wnlb.export.graph.adaptive_roi_align import CellRoIAlign, NodeRoIAlign
 from wnlb.export.graph.deploy import DeployGraph, limits
 from wnlb.export.onnx_file.eager import EagerBackend
-from wnlb.export.onnx_file.export_onnx import configure, export_onnx
+from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.reference import Eager, match
 from wnlb.export.onnx_file.verify import dark_scene, padded
 from wnlb.export.options import ExportOptions
@@ -151,28 +150,35 @@ def test_boxes_of_the_coarse_levels(tmp_path: Path, target: str) -> None:
 
 
 @pytest.mark.parametrize(("framework", "target"), [("mmdetection", "gpu"), ("detectron2", "cpu")])
-def test_exported_verified_and_run(files: dict[str, Path], tmp_path: Path, framework: str, target: str) -> None:
-    checkpoint = read(files[framework])
-    path = tmp_path / "model.onnx"
-    options = ExportOptions(64, 96, target=target, candidates=200)
-    report = export_onnx(
-        checkpoint.model, path, options, origin=checkpoint.origin, class_names=checkpoint.config.class_names
-    )
+def test_from_the_file_to_detections(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], framework: str, target: str
+) -> None:
+    """A training checkpoint of mmengine holds its configuration, besides a message hub with objects in it."""
+    checkpoint, path = tmp_path / "c.pth", tmp_path / "model.onnx"
+    words = ["export", str(checkpoint), "-o", str(path), "--size", "64x96", "--target", target]
+    words += ["--post-nms", "50", "--pre-nms", "100", "--candidates", "400", "--detections", "12", "--nms-rounds", "20"]
+    if framework == "mmdetection":
+        write_mmdet_checkpoint(checkpoint)
+    else:
+        write_detectron2_checkpoint(checkpoint, tmp_path / "config.yaml")
+        words += ["--config", str(tmp_path / "config.yaml")]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert f"{framework}, style pytorch, resnet18, 8 classes, embedded blocks inline" in told
     contract = contract_of(onnx.load(path))
-    assert contract == report.contract
-    assert (contract.framework, contract.scale, contract.interpolation) == (framework, (90, 60), "bilinear")
-    assert (contract.detections, contract.post_nms_top_n, contract.pad_rgb) == (12, 60, (124, 116, 104))
-    assert contract.checkpoint_settings["style"] == "caffe"
-    assert json.loads(contract.to_json())["checkpoint_settings"]["channel_order"] == "bgr"
+    assert contract
+    scale, interpolation = ((608, 416), "bilinear") if framework == "mmdetection" else ((608, 400), "antialiased")
+    assert (contract.framework, contract.scale, contract.interpolation) == (framework, scale, interpolation)
+    assert (contract.detections, contract.post_nms_top_n, contract.pad_rgb) == (12, 50, (124, 116, 104))
+    assert contract.checkpoint_settings["style"] == "pytorch"
     if target == "gpu":
         assert build_in_tensorrt_rtx(path) > 0
     frame = dark_scene((1, 120, 130, 3))[0]
     with Predictor(path) as predictor:
-        assert predictor.geometry.place(120, 130).height == 60  # of the 64 that the input has
         found = predictor(frame)
-        assert len(found) > 3
+    assert len(found) > 3
     # What compares a checkpoint with its files needs no more than them.
-    with Predictor(EagerBackend(files[framework], contract)) as predictor:
+    with Predictor(EagerBackend(checkpoint, contract)) as predictor:
         eager = predictor(frame)
     np.testing.assert_allclose(found.boxes, eager.boxes, atol=0.1)
     np.testing.assert_array_equal(found.labels, eager.labels)
@@ -183,24 +189,6 @@ def test_images_that_hold_nothing_are_nothing_to_the_reference(files: dict[str, 
     images = np.repeat(dark_scene((1, 64, 96, 3)), 2, 0)
     found, _ = Eager(checkpoint.model, checkpoint.origin).detections(images, np.array([[0, 0], [64, 96]], np.int32))
     assert len(found[0]["scores"]) == 0 < len(found[1]["scores"])
-
-
-def test_a_configuration_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """That of a training checkpoint of mmengine is inside it, with a message hub that holds objects."""
-    out = tmp_path / "m.onnx"
-    write_mmdet_checkpoint(tmp_path / "epoch_12.pth")
-    write_detectron2_checkpoint(tmp_path / "model_final.pth", tmp_path / "config.yaml")
-    small = ["-o", str(out), "--size", "64x96", "--post-nms", "50", "--pre-nms", "100", "--candidates", "400"]
-    for words, told, scale in (
-        (["epoch_12.pth"], "mmdetection, style pytorch, resnet18, 8 classes, embedded blocks inline", (608, 416)),
-        (["model_final.pth", "--config", "config.yaml"], "detectron2, style pytorch, resnet18, 8 classes", (608, 400)),
-    ):
-        files = [str(tmp_path / word) if "." in word else word for word in words]
-        assert main(["export", *files, *small]) == 0
-        assert told in capsys.readouterr().out
-        contract = contract_of(onnx.load(out))
-        assert contract
-        assert (contract.scale, contract.post_nms_top_n) == (scale, 50)
 
 
 def test_what_nothing_tells_is_asked_for(
