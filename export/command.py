@@ -77,8 +77,8 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
         "--target",
         choices=TARGETS,
         default=defaults["target"],
-        help="what the file is to be fast on: gpu, for engines and FP16 or INT8; or cpu, for ONNX Runtime without a "
-        "GPU. It runs on both and detects the same (default: gpu)",
+        help="what the file is made for: gpu, for engines and FP16 or INT8; or cpu, for ONNX Runtime without a GPU, "
+        "where masks cost what is found. It detects the same; one for gpu runs on both (default: gpu)",
     )
     graph.add_argument("--batch", type=int, default=defaults["batch"], help="frames per run (default: 1)")
     graph.add_argument(

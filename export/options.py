@@ -26,9 +26,8 @@ class ExportOptions:
     candidates: int = 1000  # (proposal, class) pairs that enter the last NMS
     nms_rounds: int = 32  # longest chain of boxes that the unrolled NMS resolves
     masks: str = "box"  # "box": 28 x 28 probabilities inside each box; "none": no mask head
-    # What the file is made for: "gpu" for TensorRT and FP16 or INT8 conversion; "cpu" for ONNX Runtime on a CPU.
-    # Both detect the same. Files for a CPU of mmdetection and detectron2 models hold RoiAlign, which TensorRT-RTX
-    # parses only on a machine with a GPU; all others run everywhere.
+    # What the file is made for: "gpu" for TensorRT and FP16 or INT8 conversion; "cpu" for ONNX Runtime on a CPU, where
+    # masks cost what is found. Both detect the same, and files for a GPU run everywhere.
     target: str = "gpu"
     attention_memory: int | None = None  # bytes that a chunk of an attention matrix may take; None: as the target likes
     attention: str = (

@@ -63,7 +63,7 @@ class Contract:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     masks: str = "box"
     precision: str = "fp32"
-    target: str = "gpu"  # what the file is fastest on; it runs on both
+    target: str = "gpu"  # what the file is made for; "cpu": ONNX Runtime alone
     attention: dict[str, str] = field(default_factory=dict)  # level -> mode and form, "embedded/standard"
     opset: int = 0
     tool_version: str = ""

@@ -1,10 +1,12 @@
 """Speed of an exported file against eager torchvision and against PyTorch's plain export of the same model, on the CPU.
 
     python scripts/bench_export.py                 # ResNet-50, four blocks, 320x320: ratios and peak memory
+    python scripts/bench_export.py --detections 5  # the same where the frame holds five
     python scripts/bench_export.py --full-size     # export at 800x1344 with a block on C2, and one run: peak memory
 
-All peers turn the same frame into the same 100 detections with masks of the frame's size: in one process, in turn, with
-the same number of threads. Peak memory is that of a process of its own which does nothing else.
+All peers turn the same frame into the same 100 detections (or ``--detections``, by their score threshold) with masks of
+the frame's size: in one process, in turn, with the same number of threads. Peak memory is that of a process of its own
+which does nothing else. A ``checkpoint.safetensors`` in the folder is taken instead of the ResNet-50.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,7 @@ from torchvision.models.detection import MaskRCNN
 from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from wnlb.export.model import ModelConfig
 from wnlb.export.onnx_file.export_onnx import export_onnx
-from wnlb.export.onnx_file.verify import dark_scene
+from wnlb.export.onnx_file.verify import dark_scene, with_score_threshold
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.table import table
@@ -39,36 +42,83 @@ PEERS = ("wnlb file in ONNX Runtime", "eager torchvision", "plain export in ONNX
 Result = tuple[np.ndarray, np.ndarray]  # boxes [D, 4], scores [D]
 
 
-def prepare(folder: Path, size: int) -> None:
-    """The checkpoint and both files, unless they are there."""
+@dataclass(frozen=True)
+class Files:
+    """What the peers run, in a folder."""
+
+    folder: Path
+    size: int  # px
+    detections: int  # that the frame holds
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def ours(self) -> Path:
+        return self._named("wnlb", "onnx")
+
+    @property
+    def plain(self) -> Path:
+        return self._named("plain", "onnx")
+
+    @property
+    def threshold(self) -> Path:
+        """Of scores, as text."""
+        return self._named("threshold", "txt")
+
+    @property
+    def frame(self) -> np.ndarray:
+        return dark_scene((1, self.size, self.size, 3))[0]
+
+    def _named(self, what: str, suffix: str) -> Path:
+        return self.folder / f"{what}-{self.size}-{self.detections}.{suffix}"
+
+
+def prepare(files: Files) -> None:
+    """The checkpoint, the threshold and both files, unless they are there."""
+    folder, size = files.folder, files.size
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.safetensors"
-    if not checkpoint.exists():
+    if not files.checkpoint.exists():
         config = ModelConfig(num_classes=9, backbone="resnet50", class_names=LIS_CLASSES)
-        save_checkpoint(fresh_model(config), config, checkpoint)
-    if not (folder / f"wnlb-{size}.onnx").exists():
-        model, config = load_checkpoint(checkpoint)
-        options = ExportOptions(size, size, target="cpu")
-        export_onnx(model, folder / f"wnlb-{size}.onnx", options, class_names=config.class_names)
-    plain = folder / f"plain-{size}.onnx"
-    if not plain.exists():
+        save_checkpoint(fresh_model(config), config, files.checkpoint)
+    if not files.threshold.exists():
+        files.threshold.write_text(str(threshold_of(files)))
+    verified = folder / f"wnlb-{size}.onnx"
+    if not verified.exists():
+        model, config = load_checkpoint(files.checkpoint)
+        export_onnx(model, verified, ExportOptions(size, size, target="cpu"), class_names=config.class_names)
+    if not files.ours.exists():
+        files.ours.write_bytes(with_score_threshold(verified, float(files.threshold.read_text())))
+    if not files.plain.exists():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             example = ([torch.rand(3, size, size)],)
-            torch.onnx.export(eager_model(folder, size), example, plain, opset_version=17, dynamo=False)
+            model = eager_model(files, float(files.threshold.read_text()))
+            torch.onnx.export(model, example, files.plain, opset_version=17, dynamo=False)
 
 
-def eager_model(folder: Path, size: int) -> MaskRCNN:
-    model, _ = load_checkpoint(folder / "checkpoint.safetensors")
-    model.transform.min_size, model.transform.max_size = (size,), size
+def threshold_of(files: Files) -> float:
+    """The score threshold that lets so many detections through."""
+    with torch.no_grad():
+        scores = eager_model(files, 0.0)([torch.from_numpy(_planes(files.frame))])[0]["scores"]
+    if files.detections >= len(scores):
+        return 0.0
+    return float(scores[files.detections - 1 : files.detections + 1].mean()) if files.detections else 1.0
+
+
+def eager_model(files: Files, threshold: float) -> MaskRCNN:
+    model, _ = load_checkpoint(files.checkpoint)
+    model.transform.min_size, model.transform.max_size = (files.size,), files.size
+    model.roi_heads.score_thresh = threshold
     return model
 
 
-def open_peer(name: str, folder: Path, size: int, threads: int) -> Callable[[np.ndarray], Result]:
+def open_peer(name: str, files: Files, threads: int) -> Callable[[np.ndarray], Result]:
     """A function from a BGR frame to its detections, masks pasted."""
     torch.set_num_threads(threads)
     if name == PEERS[0]:
-        predictor = Predictor(folder / f"wnlb-{size}.onnx", device="cpu", threads=threads)
+        predictor = Predictor(files.ours, device="cpu", threads=threads)
 
         def ours(frame: np.ndarray) -> Result:
             found = predictor(frame)
@@ -76,7 +126,7 @@ def open_peer(name: str, folder: Path, size: int, threads: int) -> Callable[[np.
 
         return ours
     if name == PEERS[1]:
-        model = eager_model(folder, size)
+        model = eager_model(files, float(files.threshold.read_text()))
 
         def eager(frame: np.ndarray) -> Result:
             with torch.no_grad():
@@ -87,7 +137,7 @@ def open_peer(name: str, folder: Path, size: int, threads: int) -> Callable[[np.
         return eager
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4
-    session = ort.InferenceSession(str(folder / f"plain-{size}.onnx"), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(str(files.plain), options, providers=["CPUExecutionProvider"])
 
     def plain(frame: np.ndarray) -> Result:
         boxes, _, scores, masks = session.run(None, {session.get_inputs()[0].name: _planes(frame)})
@@ -101,17 +151,17 @@ def _planes(frame: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(frame[..., ::-1].transpose(2, 0, 1), np.float32) / np.float32(255)
 
 
-def compare_speed(folder: Path, size: int, threads: int, rounds: int) -> list[dict[str, object]]:
+def compare_speed(files: Files, threads: int, rounds: int) -> list[dict[str, object]]:
     """Interleaved rounds over all peers; detections must be equal."""
-    frame = dark_scene((1, size, size, 3))[0]
-    peers = {name: open_peer(name, folder, size, threads) for name in PEERS}
+    frame = files.frame
+    peers = {name: open_peer(name, files, threads) for name in PEERS}
     results = {name: run(frame) for name, run in peers.items()}
     boxes, scores = results[PEERS[1]]
     for name, (own_boxes, own_scores) in results.items():
         if len(own_scores) != len(scores):
             raise SystemExit(f"{name} finds {len(own_scores)} detections, eager {len(scores)}")
         order = [np.lexsort((*np.round(b, 0).T, np.round(s, 3))) for b, s in ((boxes, scores), (own_boxes, own_scores))]
-        apart = np.abs(boxes[order[0]] - own_boxes[order[1]]).max()
+        apart = np.abs(boxes[order[0]] - own_boxes[order[1]]).max(initial=0)
         print(f"{name}: {len(own_scores)} detections, boxes within {apart:.1e} px of eager's")
     times: dict[str, list[float]] = {name: [] for name in PEERS}
     for number in range(-2, rounds):
@@ -121,6 +171,7 @@ def compare_speed(folder: Path, size: int, threads: int, rounds: int) -> list[di
             if number >= 0:  # before that, ONNX Runtime still allocates
                 times[name].append(1e3 * (time.perf_counter() - started))
     base = statistics.median(times[PEERS[0]])
+    same = ("--size", files.size, "--detections", files.detections, "--threads", threads, "-o", files.folder)
     return [
         {
             "peer": name,
@@ -128,7 +179,7 @@ def compare_speed(folder: Path, size: int, threads: int, rounds: int) -> list[di
             "min_ms": min(ms),
             "max_ms": max(ms),
             "ratio": statistics.median(ms) / base,
-            "peak_mib": peak_of(["--peak", name, "--size", str(size), "--threads", str(threads), "-o", str(folder)]),
+            "peak_mib": peak_of(["--peak", name, *map(str, same)]),
         }
         for name, ms in times.items()
     ]
@@ -156,18 +207,18 @@ def full_size(folder: Path) -> None:
         print(f"{what} at 800x1344: peak {peak} MiB, {time.perf_counter() - started:.0f} s")
 
 
-def do_and_print_peak(what: str, folder: Path, size: int, threads: int) -> None:
+def do_and_print_peak(what: str, files: Files, threads: int) -> None:
     """What ``peak_of`` starts."""
-    path = folder / "wnlb-800x1344.onnx"
+    path = files.folder / "wnlb-800x1344.onnx"
     if what == "export":
-        model, _ = load_checkpoint(folder / "checkpoint.safetensors")
+        model, _ = load_checkpoint(files.checkpoint)
         export_onnx(model, path, ExportOptions(800, 1344))
     elif what == "run":
         Predictor(path, device="cpu")(dark_scene((1, 800, 1344, 3))[0])
     else:
-        run = open_peer(what, folder, size, threads)
+        run = open_peer(what, files, threads)
         for _ in range(3):
-            run(dark_scene((1, size, size, 3))[0])
+            run(files.frame)
     # Not getrusage: its maximum includes that of the process which started this one.
     status = Path("/proc/self/status").read_text()
     print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) // 1024)
@@ -177,19 +228,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("out/bench"), help="folder for the files")
     parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--detections", type=int, default=100, help="that the frame holds, 0 to 100 (default: 100)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--full-size", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    files = Files(arguments.output, arguments.size, arguments.detections)
     if arguments.peak:
-        do_and_print_peak(arguments.peak, arguments.output, arguments.size, arguments.threads)
+        do_and_print_peak(arguments.peak, files, arguments.threads)
     elif arguments.full_size:
         full_size(arguments.output)
     else:
-        prepare(arguments.output, arguments.size)
-        rows = compare_speed(arguments.output, arguments.size, arguments.threads, arguments.rounds)
+        prepare(files)
+        rows = compare_speed(files, arguments.threads, arguments.rounds)
         if arguments.json:
             print(json.dumps(rows, indent=2))
             return
@@ -198,7 +251,7 @@ def main() -> None:
             for row in rows
         ]
         print(
-            f"\nResNet-50, four blocks, {arguments.size}x{arguments.size}, {arguments.threads} threads, "
+            f"\n{arguments.size}x{arguments.size}, {arguments.detections} detections, {arguments.threads} threads, "
             f"{arguments.rounds} interleaved rounds; PyTorch {torch.__version__}, ONNX Runtime {ort.__version__}\n"
         )
         print(table(("peer", "median ms", "min ms", "max ms", "times ours", "peak MiB"), cells))

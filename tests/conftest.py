@@ -80,6 +80,17 @@ def brief_model_path(small_checkpoint_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def small_cpu_model_path(small_checkpoint_path: Path) -> Path:
+    """The same for a CPU."""
+    path = small_checkpoint_path.with_name("small.cpu.onnx")
+    with made_once(path):
+        if not path.exists():
+            model, config = load_checkpoint(small_checkpoint_path)
+            export_onnx(model, path, ExportOptions(64, 96, target="cpu"), class_names=config.class_names)
+    return path
+
+
 @contextlib.contextmanager
 def made_once(path: Path) -> Iterator[None]:
     """While one worker is inside, the others wait."""

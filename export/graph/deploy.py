@@ -1,4 +1,4 @@
-"""The static graph: a Mask R-CNN without one data-dependent shape.
+"""The static graph: a Mask R-CNN without one data-dependent shape, but for the rows of masks in the form for a CPU.
 
 It computes what the eager model of the framework that trained it computes in evaluation mode, for inputs of one fixed
 size. Nothing is filtered out: rows that the eager model would drop are masked and sorted to the end.
@@ -191,7 +191,7 @@ class DetectionStage(nn.Module):
         labels = labels.gather(1, index) * found
         outputs = [boxes, scores, labels.int()]
         if self.with_masks:
-            outputs.append(self.mask(maps, boxes, labels) * found[:, :, None, None])
+            outputs.append(self.mask(maps, boxes, labels, found) * found[:, :, None, None])
         return (*outputs, found.sum(1).int())
 
     def maps(self, levels: list[Tensor]) -> Maps:

@@ -84,18 +84,23 @@ class FourierConvolutions(nn.Module):
                 self.register_buffer(f"bias{i}", conv.bias.detach().clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
         for i in range(self.count):
             x = torch.relu(self._convolve(x, self.get_buffer(f"taps{i}")) + self.get_buffer(f"bias{i}"))
         return x
 
     def _convolve(self, x: Tensor, taps: Tensor) -> Tensor:
-        """``[S * S, R, C_in]`` and ``[9, C_in, C_out]`` to ``[S * S, R, C_out]``."""
-        side, (pixels, rows, channels), out = self.side, x.shape, taps.shape[2]
-        weight = (self.kernel @ taps.flatten(1)).reshape(-1, channels, out)  # [U * V, C_in, C_out]
-        lines = (self.rows_in @ x.reshape(side, -1)).reshape(-1, 2 * side, rows * channels)  # [U, 2S, R * C_in]
-        products = (self.columns_in @ lines).reshape(-1, rows, channels) @ weight  # [U * V, R, C_out]
-        lines = self.columns_out @ products.reshape(lines.shape[0], -1, rows * out)  # [U, 2S, R * C_out]
-        return (self.rows_out @ lines.reshape(self.rows_out.shape[1], -1)).reshape(pixels, rows, out)
+        """``[S * S, R, C_in]`` and ``[9, C_in, C_out]`` to ``[S * S, R, C_out]``, for any R.
+
+        In views R is the -1, so that the file's constants do not hold it.
+        """
+        side, (pixels, _, channels), out = self.side, x.shape, taps.shape[2]
+        u, v = self.rows_in.shape[0] // 2, self.columns_in.shape[0]
+        weight = (self.kernel @ taps.flatten(1)).reshape(u * v, channels, out)
+        lines = (self.rows_in @ x.view(side, -1)).view(u, 2 * side, -1)  # [U, 2S, R * C_in]
+        products = (self.columns_in @ lines).view(u * v, -1, channels) @ weight  # [U * V, R, C_out]
+        lines = self.columns_out @ products.view(u, v, -1)  # [U, 2S, R * C_out]
+        return (self.rows_out @ lines.view(2 * u, -1)).view(pixels, -1, out)
 
 
 def plain_convolutions(layers: Any) -> list[nn.Conv2d]:

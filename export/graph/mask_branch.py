@@ -33,7 +33,8 @@ class MaskBranch(nn.Module):
         self.register_buffer("own_weight", projection.weight.detach().flatten(1), persistent=False)
         self.register_buffer("own_bias", projection.bias.detach().unsqueeze(1), persistent=False)
 
-    def forward(self, maps: Maps, boxes: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, maps: Maps, boxes: Tensor, labels: Tensor, found: Tensor) -> Tensor:
+        """``found``, bool ``[N, D]``, tells which rows count; the others may hold anything."""
         x = torch.relu(self.cells(self.head(self.pool(maps, boxes))))  # [N*D, 4*c, S, S]
         rows, height, width = x.shape[0], *x.shape[2:]
         own = labels.flatten()
@@ -45,9 +46,10 @@ class MaskBranch(nn.Module):
 
 
 class FourierMaskBranch(nn.Module):
-    """``MaskBranch`` for a CPU: its convolutions as matrix products, maps as ``[S^2, N*D, c]`` from end to end.
+    """``MaskBranch`` for a CPU: its convolutions as matrix products, maps as ``[S^2, K, c]`` from end to end.
 
-    All classes are projected, for that is one product; the box's own is taken afterwards.
+    K is how many rows count, in all images: ONNX Runtime takes a number that depends on the data, and an empty frame
+    costs nothing. All classes are projected, for that is one product; the box's own is taken afterwards.
     """
 
     cell_weight: Tensor  # [c, 4*c]
@@ -58,22 +60,66 @@ class FourierMaskBranch(nn.Module):
     def __init__(self, pool: Pool, head: Any, predictor: Any) -> None:
         super().__init__()
         _check_upsampling(predictor.conv5_mask)
-        self.pool: Any = pool
+        self.side, self.pool = pool.output_size, PixelsFirst(pool)
         self.head = FourierConvolutions(plain_convolutions(head), pool.output_size)
         layers: dict[str, Any] = {"cell": _as_cells(predictor.conv5_mask), "class": predictor.mask_fcn_logits}
         for name, layer in layers.items():
             self.register_buffer(f"{name}_weight", layer.weight.detach().flatten(1).T.contiguous(), persistent=False)
             self.register_buffer(f"{name}_bias", layer.bias.detach().clone(), persistent=False)
 
-    def forward(self, maps: Maps, boxes: Tensor, labels: Tensor) -> Tensor:
-        side, rows = self.pool.output_size, labels.numel()
-        x = self.head(self.pool.pixels_first(maps, boxes))  # [S^2, N*D, c]
-        cells = torch.relu(x.flatten(0, 1) @ self.cell_weight + self.cell_bias)
-        logits = cells.reshape(-1, self.class_weight.shape[0]) @ self.class_weight + self.class_bias
-        logits = logits.reshape(side * side, rows, 4, -1)
-        own = labels.reshape(1, rows, 1, 1).expand(side * side, -1, 4, -1)
-        logits = logits.gather(3, own).reshape(side, side, rows, 2, 2).permute(2, 0, 3, 1, 4)
-        return logits.sigmoid().reshape(*labels.shape, 2 * side, 2 * side)
+    def forward(self, maps: Maps, boxes: Tensor, labels: Tensor, found: Tensor) -> Tensor:
+        """As ``MaskBranch``; the rows of an image that were found come before its others."""
+        counts = [_rows(own) for own in found.unbind()]
+        pooled = self.pool(maps, [own.narrow(0, 0, rows) for own, rows in zip(boxes.unbind(), counts, strict=True)])
+        own = _joined([own.narrow(0, 0, rows) for own, rows in zip(labels.unbind(), counts, strict=True)], 0)
+        masks = self._masks(self.head(pooled), own)
+        place = found.flatten().cumsum(0) * found.flatten()
+        masks = F.pad(masks, (0, 0, 0, 0, 1, 0)).index_select(0, place)  # rows that were not found have the zeros
+        return masks.reshape(*labels.shape, *masks.shape[1:])
+
+    def _masks(self, x: Tensor, labels: Tensor) -> Tensor:
+        """``x [S^2, K, c]`` and ``labels [K]`` to probabilities ``[K, 2S, 2S]``."""
+        side, (hidden, classes) = self.side, self.class_weight.shape
+        cells = torch.relu(x.view(-1, x.shape[2]) @ self.cell_weight + self.cell_bias)
+        logits = cells.view(-1, hidden) @ self.class_weight + self.class_bias
+        own = labels.reshape(1, -1, 1, 1).expand(side * side, -1, 4, 1)
+        logits = logits.view(side * side, -1, 4, classes).gather(3, own)
+        logits = logits.view(side, side, -1, 2, 2).permute(2, 0, 3, 1, 4)  # [K, S, 2, S, 2]
+        return logits.sigmoid().contiguous().view(-1, 2 * side, 2 * side)
+
+
+class PixelsFirst(nn.Module):
+    """RoIs pooled as ``[S * S, K, C]``, from boxes ``[k, 4]`` for each image of the maps; K is the sum of their k.
+
+    A module for the names of its nodes, which tell what time RoIAlign takes.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self.pool: Any = pool
+
+    def forward(self, maps: Maps, boxes: list[Tensor]) -> Tensor:
+        images = [maps] if len(boxes) == 1 else [_image(maps, i) for i in range(len(boxes))]
+        pooled = [self.pool.pixels_first(own, rows.unsqueeze(0)) for own, rows in zip(images, boxes, strict=True)]
+        return _joined(pooled, 1)
+
+
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    """The parts one after the other; no copy of a single one."""
+    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
+
+
+def _image(maps: Maps, i: int) -> Maps:
+    """The maps of image ``i`` of the batch."""
+    return maps[i : i + 1] if isinstance(maps, Tensor) else [level[i : i + 1] for level in maps]
+
+
+def _rows(found: Tensor) -> Any:
+    """How many of ``found [D]`` are true; what PyTorch's exporter has to know of that number is told."""
+    rows = found.sum().item()
+    torch._check(rows >= 0)
+    torch._check(rows <= found.shape[0])
+    return rows
 
 
 def _check_upsampling(conv: Any) -> None:

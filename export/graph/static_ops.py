@@ -198,16 +198,18 @@ class AtlasRoIAlign(nn.Module):
 
     def pixels_first(self, atlas: Tensor, boxes: Tensor) -> Tensor:
         """The same as ``[S * S, N * R, C]``."""
-        batch, rois, side = *boxes.shape[:2], self.output_size
-        grid = self._grid(boxes).permute(0, 3, 5, 2, 4, 1, 6)  # [N, r, r, S, S, R, 2]
-        pooled = self._pooled(atlas, grid.reshape(batch, -1, rois, 2)).transpose(1, 2)  # [N, S*S*R, C]
-        return pooled.reshape(batch, side * side, rois, -1).transpose(0, 1).flatten(1, 2)
+        batch, channels, pixels = *atlas.shape[:2], self.output_size**2
+        # In views R is the -1, so that the file's constants do not hold it.
+        grid = self._grid(boxes).permute(0, 3, 5, 2, 4, 1, 6).contiguous()  # [N, r, r, S, S, R, 2]
+        pooled = self._pooled(atlas, grid.view(batch, self.sampling_ratio**2 * pixels, -1, 2))  # [N, C, S*S*R]
+        pooled = pooled.transpose(1, 2).contiguous().view(batch, pixels, -1, channels)
+        return pooled.transpose(0, 1).flatten(1, 2) if batch > 1 else pooled.squeeze(0)
 
     def _grid(self, boxes: Tensor) -> Tensor:
         """Sampling points ``[N, R, S, r, S, r, 2]``, y before x in the order of axes, x before y in the last."""
         grid = torch.stack(self._sampling_points(boxes), -1)
         bins = (self.output_size, self.sampling_ratio)
-        return grid.reshape(*boxes.shape[:2], *bins, *bins, 2)
+        return grid.reshape(boxes.shape[0], -1, *bins, *bins, 2)
 
     def _pooled(self, atlas: Tensor, grid: Tensor) -> Tensor:
         """``grid [N, r*r*..., ..., 2]`` to means ``[N, C, ...]``.

@@ -23,7 +23,7 @@ from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
 from wnlb.export.onnx_file.lint import lint
-from wnlb.export.onnx_file.passes import name_by_module, set_metadata, simplify
+from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata, simplify
 from wnlb.export.onnx_file.reference import Eager
 from wnlb.export.onnx_file.verify import CASES, CaseReport, verify
 from wnlb.export.options import ExportOptions
@@ -57,7 +57,7 @@ def export_onnx(
     on_plan: Callable[[list[AttentionPlan]], None] = lambda plans: None,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> ExportReport:
-    """Write ``model`` as one static ONNX file, verified against the eager network.
+    """Write ``model`` as one ONNX file, verified against the eager network.
 
     Args:
         model: a torchvision ``MaskRCNN`` with FPN. Counts and thresholds of ``options`` are set on it.
@@ -84,6 +84,7 @@ def export_onnx(
     on_step("trace")
     file = trace(graph, contract)
     name_by_module(file)
+    name_rows(file)
     paths = [path.removeprefix("backbone.") for _, path, _ in blocks_by_level(model)]
     _use_plugin(file, [f"{path}/" for path, plan in zip(paths, graph.plans, strict=True) if plan.form == "plugin"])
     set_metadata(file, {METADATA_KEY: contract.to_json()})

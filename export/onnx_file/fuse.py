@@ -16,7 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
-from onnx import helper, inliner, numpy_helper, shape_inference
+from onnx import helper, inliner, numpy_helper
+
+from wnlb.runtime.onnx_file import with_shapes
 
 PLUGIN_OP = "WnlbNonLocalAttention"
 PLUGIN_NAMESPACE, PLUGIN_VERSION = "wnlb", "1"
@@ -51,7 +53,7 @@ class _Graph:
                 self.makers[name] = node
             for name in filter(None, node.input):
                 self.readers.setdefault(name, []).append(node)
-        inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+        inferred = with_shapes(model).graph
         self.shapes = {
             value.name: [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
             for value in (*inferred.value_info, *inferred.input, *inferred.output)

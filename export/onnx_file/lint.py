@@ -10,14 +10,17 @@ from wnlb.export.onnx_file.fuse import PLUGIN_OP, unfuse_attention
 from wnlb.export.options import MAX_TOP_K
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import GraphError
+from wnlb.runtime.onnx_file import with_shapes
 
 OPERATORS = frozenset(
     "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater "
     "GreaterOrEqual GridSample Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu "
     "Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
 )
-# In files for a CPU alone: TensorRT-RTX needs a GPU to parse it.
-CPU_OPERATORS = frozenset(("RoiAlign",))
+# In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
+CPU_OPERATORS = frozenset(("CumSum", "RoiAlign"))
+# The nodes of these files whose outputs may have a size that depends on data: so many rows as are detections.
+CPU_ROWS = "detect.mask"
 # In files whose contract says INT8.
 QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
@@ -28,7 +31,8 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (also of
     ``CPU_OPERATORS`` in a file for a CPU, of ``QUANTIZERS`` in an INT8 file), without subgraphs; no
     functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
-    known; TopK within TensorRT's limit; inputs go straight into Cast.
+    known, but for one size of each tensor of the mask branch in a file for a CPU; TopK within TensorRT's limit; inputs
+    go straight into Cast.
     """
     promised = sum(form.endswith("/plugin") for form in contract.attention.values())
     found = sum(node.op_type == PLUGIN_OP for node in model.graph.node)
@@ -38,7 +42,7 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
         whole, model = model, onnx.ModelProto()
         model.CopyFrom(whole)
         unfuse_attention(model)
-    problems = [*_interface(model, contract), *_operators(model, contract), *_shapes(model)]
+    problems = [*_interface(model, contract), *_operators(model, contract), *_shapes(model, contract)]
     problems += [*_top_k(model), *_input_cast(model)]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
@@ -73,18 +77,23 @@ def _operators(model: onnx.ModelProto, contract: Contract) -> list[str]:
     return problems + (["it has local functions"] if model.functions else [])
 
 
-def _shapes(model: onnx.ModelProto) -> list[str]:
+def _shapes(model: onnx.ModelProto, contract: Contract) -> list[str]:
     try:
-        graph = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+        graph = with_shapes(model, strict=True).graph
     except shape_inference.InferenceError as error:
         return [f"shapes do not fit: {str(error).splitlines()[0]}"]
     known = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}
-    return [
-        f"{output} of {node.name} has the shape {list(known.get(output) or ['unknown'])}, expected whole numbers"
-        for node in graph.node
-        for output in node.output
-        if output and not all(isinstance(size, int) for size in known.get(output, (None,)))
-    ]
+    problems = []
+    for node in graph.node:
+        with_rows = contract.target == "cpu" and node.name.startswith(CPU_ROWS)
+        expected = "whole numbers" + " and once, at most, a number of rows" * with_rows
+        for output in filter(None, node.output):
+            shape = known.get(output)
+            open_sizes = ["unknown"] if shape is None else [size for size in shape if not isinstance(size, int)]
+            if open_sizes and not (with_rows and len(open_sizes) == 1 and "rows" in open_sizes[0]):
+                found = list(shape or ["unknown"])
+                problems.append(f"{output} of {node.name} has the shape {found}, expected {expected}")
+    return problems
 
 
 def _top_k(model: onnx.ModelProto) -> list[str]:

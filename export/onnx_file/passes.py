@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 
 import onnx
@@ -66,6 +67,16 @@ def name_by_module(model: onnx.ModelProto) -> bool:
         tensor.ClearField("metadata_props")
     graph.ClearField("metadata_props")
     return graph.SerializeToString(deterministic=True) != before
+
+
+def name_rows(model: onnx.ModelProto) -> bool:
+    """Name the sizes that depend on data ``rows0``, ``rows1``, ...; PyTorch's exporter calls them u0, u1, ..."""
+    before = model.graph.SerializeToString(deterministic=True)
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                dim.dim_param = re.sub(r"\bu(\d+)\b", r"rows\1", dim.dim_param)
+    return model.graph.SerializeToString(deterministic=True) != before
 
 
 def set_metadata(model: onnx.ModelProto, values: dict[str, str]) -> bool:

@@ -154,7 +154,7 @@ def verify(
         cases.append(_case(name, session, eager, graph, own))
     on_case(last)
     if any(len(found["scores"]) for found in eager.detections(*black)[0]):
-        session = _session(_with_score_threshold(onnx_path, 1.0))
+        session = _session(with_score_threshold(onnx_path, 1.0))
         with _score_threshold(eager.model, graph, 1.0):
             cases.append(_case(last, session, eager, graph, black))
     else:
@@ -320,7 +320,8 @@ def _score_threshold(model: MaskRCNN, graph: DeployGraph | None, value: float) -
             graph.detect.score_threshold.fill_(before)
 
 
-def _with_score_threshold(onnx_path: Path, value: float) -> bytes:
+def with_score_threshold(onnx_path: Path, value: float) -> bytes:
+    """An exported file with another score threshold; its contract still tells the old one."""
     file = onnx.load(onnx_path)
     threshold = next(tensor for tensor in file.graph.initializer if tensor.name == SCORE_THRESHOLD)
     threshold.CopyFrom(numpy_helper.from_array(np.float32(value).reshape(threshold.dims), SCORE_THRESHOLD))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wnlb.runtime.contract import Contract
 from wnlb.runtime.engine.driver import Gpu, find_gpu
 from wnlb.runtime.engine.layers import layers_of_engine, layers_of_network
 from wnlb.runtime.engine.manifest import Manifest, manifest_path
@@ -77,6 +78,7 @@ def build_engine(
     onnx_sha256 = sha256_of(source)
     contract = contract_of(model)
     _check_static(source, model)
+    _check_target(source, contract)
     library = load_tensorrt(options.target)
     _check_options(options, library)
     gpu = _gpu(library)
@@ -146,6 +148,14 @@ def _check_static(source: Path, model: onnx.ModelProto) -> None:
                 f"{source}: input {value.name} is {described(value)}; expected a static shape: export the file with "
                 "fixed sizes"
             )
+
+
+def _check_target(source: Path, contract: Contract | None) -> None:
+    if contract and contract.target == "cpu" and contract.masks == "box":
+        raise GraphError(
+            f"{source} was exported with --target cpu, for ONNX Runtime: the number of its masks depends on what is "
+            "found, which no engine allows; export it with --target gpu"
+        )
 
 
 def _gpu(library: TensorRt) -> Gpu | None:

@@ -7,6 +7,7 @@ architectures, Communications of the ACM 52(4), 2009.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ _PER_OUTPUT["GridSample"] = 8  # bilinear: four taps; their weights are shared b
 _PER_INPUT = frozenset("ArgMax ArgMin GlobalAveragePool GlobalMaxPool TopK".split())
 # Their output is their first input in another shape, order or scale, which whoever reads it can apply.
 _VIEWS = frozenset("DequantizeLinear Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
+# A size that depends on what is found, as our files for a CPU have it in their mask branch: "196*rows0 + 1".
+_ROWS = re.compile(r"(?:\d+\*)?rows\d+")
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,10 @@ def work_by_stage(model: onnx.ModelProto) -> dict[str, Work]:
     belongs to its readers, and QuantizeLinear to the stage that makes its input, so that INT8 crosses as INT8. Their
     scales are left out.
 
+    Masks that are computed for what is found alone, in files for a CPU, count as those of an empty frame: the least.
+
     Args:
-        model: with static shapes. Weights may lie in files beside it.
+        model: with static shapes, but for such rows. Weights may lie in files beside it.
 
     Raises:
         WnlbError: the shape or type of a tensor is not known, or a node has graphs of its own.
@@ -135,7 +140,7 @@ class _Network:
         """By stage."""
         border: dict[str, set[str]] = {stage: set() for stage in self.stages}
         for node, stage in zip(self.nodes, self.stages, strict=True):
-            if node.output[0] in self._constants or node.op_type in _VIEWS:
+            if node.output[0] in self._constants or node.op_type in _VIEWS or not self._tensors[node.output[0]].count:
                 continue
             stage = self._makers[node.output[0]]
             names = node.input[:1] if node.op_type == "QuantizeLinear" else node.input
@@ -197,8 +202,14 @@ def _flops(node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], outputs: int
     return float(_PER_OUTPUT.get(node.op_type, 1) * outputs)
 
 
+def _least(size: str) -> int | None:
+    """A size by its name where no row is found; None where it is no sum of rows and numbers."""
+    terms = ["0" if _ROWS.fullmatch(term) else term for term in size.split(" + ")]
+    return sum(map(int, terms)) if all(map(str.isdecimal, terms)) else None
+
+
 def _tensors(inferred: onnx.ModelProto, weights: Iterable[onnx.TensorProto]) -> dict[str, _Tensor]:
-    """All tensors with a known type and a static shape, by name."""
+    """All tensors with a known type and shape, by name."""
     from onnx import TensorProto
 
     found = {}
@@ -207,8 +218,9 @@ def _tensors(inferred: onnx.ModelProto, weights: Iterable[onnx.TensorProto]) -> 
         declared = value.type.tensor_type
         dims = declared.shape.dim
         kind = TensorProto.DataType.Name(declared.elem_type)
-        if kind in _BYTES and declared.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
-            found[value.name] = _Tensor(kind, tuple(dim.dim_value for dim in dims))
+        sizes = [dim.dim_value if dim.HasField("dim_value") else _least(dim.dim_param) for dim in dims]
+        if kind in _BYTES and declared.HasField("shape") and None not in sizes:
+            found[value.name] = _Tensor(kind, tuple(size for size in sizes if size is not None))
     for tensor in weights:
         kind = TensorProto.DataType.Name(tensor.data_type)
         if kind in _BYTES:

@@ -19,7 +19,7 @@ from wnlb.export.onnx_file import export_onnx as stage
 from wnlb.export.onnx_file.export_onnx import ExportReport, export_onnx
 from wnlb.export.onnx_file.fuse import PLUGIN_OP
 from wnlb.export.onnx_file.lint import lint
-from wnlb.export.onnx_file.passes import name_by_module, set_metadata
+from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata
 from wnlb.export.onnx_file.reference import match
 from wnlb.export.onnx_file.verify import dark_scene
 from wnlb.export.options import ExportOptions
@@ -67,7 +67,8 @@ def test_variants_export_verify_and_build(tmp_path: Path, variant: str) -> None:
         assert sum(node.op_type == "Softmax" and "layer1.wnlb" in node.name for node in file.graph.node) > 1
     forms = [plan.form for plan in report.plans]
     assert sum(node.op_type == PLUGIN_OP for node in file.graph.node) == len(file.functions) == forms.count("plugin")
-    assert build_in_tensorrt_rtx(path) > 1e6
+    if report.contract.target == "gpu":
+        assert build_in_tensorrt_rtx(path) > 1e6
 
 
 def test_nodes_are_named_after_their_modules_and_tell_no_paths(small_model_path: Path) -> None:
@@ -79,6 +80,7 @@ def test_nodes_are_named_after_their_modules_and_tell_no_paths(small_model_path:
     assert b"site-packages" not in small_model_path.read_bytes()
     before = file.SerializeToString(deterministic=True)
     assert not name_by_module(file)
+    assert not name_rows(file)
     assert not set_metadata(file, {})
     assert file.SerializeToString(deterministic=True) == before
 
@@ -196,6 +198,43 @@ def test_lint_takes_roi_align_only_in_files_for_a_cpu() -> None:
     lint(model, replace(contract, target="cpu"))
     with pytest.raises(GraphError, match="operator RoiAlign is not allowed"):
         lint(model, replace(contract, target="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "size", "said"),
+    [
+        ("cpu", "detect.mask.pool/Slice", ["rows0"], ""),
+        ("cpu", "detect.mask/Slice", ["196*rows0 + 196*rows1 + 1"], ""),
+        ("gpu", "detect.mask/Slice", ["rows0"], r"has the shape \['rows0', 64\], expected whole numbers$"),
+        ("cpu", "detect/Slice", ["rows0"], r"has the shape \['rows0', 64\], expected whole numbers$"),
+        ("cpu", "detect.mask/Slice", ["n"], "expected whole numbers and once, at most, a number of rows"),
+        ("cpu", "detect.mask/Slice", [None], "expected whole numbers and once, at most, a number of rows"),
+        ("cpu", "detect.mask/Slice", ["rows0", "rows1"], "expected whole numbers and once, at most, a number of rows"),
+    ],
+)
+def test_lint_takes_a_number_of_rows_in_the_mask_branch_for_a_cpu(
+    target: str, name: str, size: list[str | None], said: str
+) -> None:
+    nodes = [
+        CAST,
+        helper.make_node("Cast", ["content"], ["size"], to=TensorProto.INT64),
+        helper.make_node("Slice", ["size", "zero", "one", "one"], ["height"]),
+        helper.make_node("Reshape", ["height", "one"], ["end"]),
+        helper.make_node("Concat", ["end"] * len(size), ["ends"], axis=0),
+        helper.make_node("Slice", ["map", "zeros", "ends", "axes"], ["y"], name=name),
+    ]
+    model, contract = graph(*nodes)
+    constants = {"zero": [0], "one": [1], "zeros": [0] * len(size), "axes": list(range(len(size)))}
+    for key, values in constants.items():
+        model.graph.initializer.append(helper.make_tensor(key, TensorProto.INT64, [len(values)], values))
+    model.graph.initializer.append(helper.make_tensor("map", TensorProto.FLOAT, [64, 64], np.zeros(64 * 64)))
+    shape = [*size, 64, 64][:2]
+    model.graph.value_info.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, shape))
+    if said:
+        with pytest.raises(GraphError, match=said):
+            lint(model, replace(contract, target=target))
+    else:
+        lint(model, replace(contract, target=target))
 
 
 def test_lint_wants_static_shapes_and_the_contracts_interface() -> None:

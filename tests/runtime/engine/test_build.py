@@ -57,6 +57,13 @@ def test_an_exported_file_builds(small_model_path: Path, tmp_path: Path) -> None
     assert any("graph" in what for _, what in seen)
 
 
+def test_files_for_a_cpu_are_refused(small_cpu_model_path: Path, tmp_path: Path) -> None:
+    """Before anything is loaded: no engine allows sizes that depend on data."""
+    with pytest.raises(GraphError, match=r"exported with --target cpu, .* export it with --target gpu"):
+        build_engine(small_cpu_model_path, tmp_path / "model.engine", RTX)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_plugin_nodes_build_through_their_bodies(small_model_path: Path, tmp_path: Path) -> None:
     model = onnx.load(small_model_path)
     assert fuse_attention(model)

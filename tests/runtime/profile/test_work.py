@@ -278,6 +278,27 @@ def test_a_shape_that_is_not_known_is_refused_by_the_name_of_its_node() -> None:
         work_by_stage(model)
 
 
+def test_rows_that_depend_on_what_is_found_count_as_none() -> None:
+    nodes = [
+        node("Relu", "x", "a"),
+        node("MatMul", "a w", "b"),
+        node("Pad", "b pads", "c"),
+        node("Relu", "c", "y", f"{RPN}Relu"),
+    ]
+    model = made(nodes, {"x": ["196*rows0 + rows1", 8]}, ["y"], {"w": zeros(8, 8), "pads": np.array([1, 0, 0, 0])})
+    model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, ["196*rows0 + rows1 + 1", 8]))
+    works = work_by_stage(model)
+    assert works["rpn"] == Work({"fp32": 8}, 2 * 4 * 8)
+
+
+def test_a_file_for_a_cpu_has_work(small_cpu_model_path: Path, small_model_path: Path) -> None:
+    works = work_by_stage(onnx.load(small_cpu_model_path))
+    same = work_by_stage(onnx.load(small_model_path))
+    assert list(works) == list(same)
+    assert works["c2"] == same["c2"]
+    assert works["mask head"].flops.get("fp32", 0) < 1e-3 * same["mask head"].flops["fp32"]
+
+
 def test_a_loop_is_refused() -> None:
     branch = helper.make_graph([node("Identity", "x", "z")], "branch", [], [helper.make_empty_tensor_value_info("z")])
     nodes = [node("If", "c", "y", "choice", then_branch=branch, else_branch=branch)]
