@@ -309,7 +309,7 @@ class _Reader:
         section = Section(inside, "model.test_cfg", self.config.source)
         rpn, rcnn = section.section("rpn"), section.section("rcnn")
         rpn.only("nms_across_levels", False)
-        rpn.only("min_bbox_size", 0)
+        rpn.required("min_bbox_size", -1, 0)  # below 0 none is dropped, not even one without extent
         rcnn.only("mask_thr_binary", 0.5)
         counts: dict[str, Any] = {
             "pre_nms_top_n": rpn.count("nms_pre"),
@@ -319,7 +319,10 @@ class _Reader:
             "nms_threshold": self.nms(rcnn),
             "detections": rcnn.count("max_per_img"),
         }
-        rpn.ignore("max_num", "nms_thr", "nms_post")
+        # Names of 2.x; which one counts where they differ depends on its version.
+        rpn.only("max_num", counts["post_nms_top_n"])
+        rpn.only("nms_post", counts["post_nms_top_n"])
+        rpn.only("nms_thr", counts["rpn_nms_threshold"])
         for each in (rpn, rcnn, section):
             each.finish()
         return counts
@@ -336,12 +339,19 @@ class _Reader:
 
     def blocks(self) -> dict[str, Any]:
         """Mode and scale of mmcv's NonLocal2d, wherever a configuration builds it (mmcv/cnn/bricks/non_local.py)."""
-        modes = {"embedded_gaussian": "embedded", "dot_product": "dot"}
+        modes = {"embedded_gaussian": "embedded", "dot_product": "dot"}  # of others the weights tell
+        told: dict[str, Any] = {}
         for found in _dictionaries_of("NonLocal2d", self.config.get("model")):
             section = Section(found, "NonLocal2d", self.config.source)
             mode = section.text("mode", "embedded_gaussian")
-            return {"block_mode": modes.get(mode, "embedded"), "non_local_scaled": section.truth("use_scale", True)}
-        return {}
+            own = {"block_mode": modes.get(mode, "embedded"), "non_local_scaled": section.truth("use_scale", True)}
+            if told and own != told:
+                raise CheckpointError(
+                    f"{self.config.source} has blocks NonLocal2d of several kinds, {shown(told)} and {shown(own)}; "
+                    "expected one mode and one use_scale"
+                )
+            told = own
+        return told
 
 
 def _dictionaries_of(kind: str, value: Any) -> list[Mapping[str, Any]]:
@@ -353,7 +363,8 @@ def _dictionaries_of(kind: str, value: Any) -> list[Mapping[str, Any]]:
         if id(one) in seen or not isinstance(one, (dict, list, tuple)):
             continue
         seen.add(id(one))
-        if isinstance(one, dict) and one.get("type") == kind:
+        named = one.get("type") if isinstance(one, dict) else None
+        if isinstance(one, dict) and isinstance(named, str) and named.split(".")[-1] == kind:
             found.append(one)
         left += one.values() if isinstance(one, dict) else one
     return found
