@@ -29,6 +29,14 @@ _BOX_TRAINING = (
 _HEADS_TRAINING = (
     *("BATCH_SIZE_PER_IMAGE", "IOU_LABELS", "IOU_THRESHOLDS", "POSITIVE_FRACTION", "PROPOSAL_APPEND_GT"),
 )  # fmt: skip
+# Parts of other networks, and what changes no detection; a checkpoint with weights of theirs is refused by their names.
+_MODEL_BESIDES = (
+    *("DEVICE", "KEYPOINT_ON", "PANOPTIC_FPN", "RETINANET", "ROI_BOX_CASCADE_HEAD", "ROI_KEYPOINT_HEAD"),
+    *("SEM_SEG_HEAD", "WEIGHTS"),
+)
+_INPUT_TRAINING = (
+    *("CROP", "MASK_FORMAT", "MAX_SIZE_TRAIN", "MIN_SIZE_TRAIN", "MIN_SIZE_TRAIN_SAMPLING", "RANDOM_FLIP"),
+)  # fmt: skip
 
 
 def settings_from_file(path: Path, types: Mapping[str, str] | None = None) -> DetectorSettings:
@@ -53,7 +61,7 @@ def settings_from_data(
     model = whole.section("MODEL", {})
     reader = _Reader(model, types or {})
     reader.architecture()
-    return DetectorSettings(
+    settings = DetectorSettings(
         framework="detectron2",
         **reader.backbone(),
         **reader.input(whole.section("INPUT", {})),
@@ -62,6 +70,9 @@ def settings_from_data(
         **reader.heads(),
         detections=whole.section("TEST", {}).count("DETECTIONS_PER_IMAGE", 100),
     )
+    model.ignore(*_MODEL_BESIDES)
+    reader.finish(model)
+    return settings
 
 
 class _Reader:
@@ -81,14 +92,16 @@ class _Reader:
     def architecture(self) -> None:
         model = self.model
         self.named(model, "META_ARCHITECTURE", "detector_type", "GeneralizedRCNN", "GeneralizedRCNN")
-        self.named(
-            model.section("BACKBONE", {}), "NAME", "backbone_type", "build_resnet_fpn_backbone", "build_resnet_backbone"
-        )
+        backbone = model.section("BACKBONE", {})
+        self.named(backbone, "NAME", "backbone_type", "build_resnet_fpn_backbone", "build_resnet_backbone")
+        backbone.ignore("FREEZE_AT")
+        self.finish(backbone)
         model.required("MASK_ON", False, True)
         model.only("LOAD_PROPOSALS", False)
         generator = model.section("PROPOSAL_GENERATOR", {})
         generator.only("NAME", "RPN")
         generator.only("MIN_SIZE", 0)
+        self.finish(generator)
         fpn = model.section("FPN", {})
         fpn.required("IN_FEATURES", (), STAGES)
         fpn.expect("NORM", "", *NORMS, default="")
@@ -124,6 +137,8 @@ class _Reader:
         short, long = section.count("MIN_SIZE_TEST", 800), section.count("MAX_SIZE_TEST", 1333)
         if short > long:
             section.refuse("MIN_SIZE_TEST", short, f"at most MAX_SIZE_TEST, {long}")
+        section.ignore(*_INPUT_TRAINING)
+        self.finish(section)
         return {
             "channel_order": order.lower(),
             "mean": _triple(self.model, "PIXEL_MEAN", (103.53, 116.28, 123.675)),
