@@ -78,6 +78,7 @@ def settings_for(
         source: its name, for messages.
         config: the configuration that it was trained with; goes before the one in the checkpoint.
         overrides: fields of ``DetectorSettings``, and classes of the user's own: ``{"backbone_type": "ResNet"}``.
+            All fields, as ``told`` gives them, leave nothing open: no configuration is looked at then.
 
     Raises:
         CheckpointError: something is not known, not told, or not supported exactly.
@@ -90,6 +91,8 @@ def settings_for(
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     settings = TORCHVISION if framework.startswith("torchvision") else DetectorSettings(framework)
+    if overrides.keys() >= set(settings.field_names) and not config:
+        return settings.with_overrides(overrides).complete(source)
     if framework == "mmdetection":
         names = mmdet_config.class_names_from_meta(meta)
         told = (

@@ -118,13 +118,27 @@ class DetectorSettings:
         return tuple(field.name for field in dataclasses.fields(self) if field.name != "framework")
 
     def told(self) -> dict[str, Any]:
-        """All that is not as by default, by name and as JSON has it: enough to make them again."""
-        values = {
-            name: getattr(self, name)
-            for name, default in ((field.name, field.default) for field in dataclasses.fields(self))
-            if name != "framework" and getattr(self, name) != default
-        }
-        return json.loads(json.dumps(values))
+        """All of them by name, as JSON has it: enough to make them again, without any configuration."""
+        return json.loads(json.dumps({name: getattr(self, name) for name in self.field_names}))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Hold the size of an input, multiples of 32 px, against what pictures are padded to.
+
+        Raises:
+            CheckpointError: the framework would pad them to another size, which other detections come of.
+        """
+        divisor = self.pad_divisor or 32
+        if height % divisor or width % divisor:
+            raise CheckpointError(
+                f"input size is {height}x{width}; expected multiples of {divisor}, which this network's pictures are "
+                "padded to"
+            )
+        stretched = self.scale if self.resize == "stretch" else None
+        if divisor % 32 and not (stretched and stretched[0] % 32 == stretched[1] % 32 == 0):
+            raise CheckpointError(
+                f"this network's pictures are padded to multiples of {divisor} px, those of a file to 32, which "
+                "changes detections unless resized pictures have such sides; take that with --set pad_divisor=32"
+            )
 
     def detector_options(self) -> dict[str, Any]:
         """What of these settings torchvision's ``MaskRCNN`` takes, under its names."""
