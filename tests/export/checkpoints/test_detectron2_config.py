@@ -52,6 +52,7 @@ EXPECTED = {
     "score_threshold": 0.05,
     "nms_threshold": 0.5,
     "detections": 100,
+    "head_layers": (1, 0, 2),
 }
 
 
@@ -99,7 +100,7 @@ def test_a_short_configuration_on_top_of_others(top: Path) -> None:
         ("FPN: {FUSE_TYPE: avg}", "FUSE_TYPE is 'avg'; expected 'sum'"),
         ("FPN: {NORM: GN}", "FPN.NORM is 'GN'"),
         ("ANCHOR_GENERATOR: {OFFSET: 0.5}", "OFFSET is 0.5; expected 0.0"),
-        ("ANCHOR_GENERATOR: {SIZES: [[32, 64, 128]]}", "one size at each level"),
+        ("ANCHOR_GENERATOR: {SIZES: [[32, 64], [128]]}", "lists for five levels"),
         ("RPN: {BBOX_REG_WEIGHTS: [10, 10, 5, 5]}", "BBOX_REG_WEIGHTS"),
         ("ROI_HEADS: {NAME: CascadeROIHeads}", "'CascadeROIHeads'; expected StandardROIHeads"),
         ("ROI_BOX_HEAD: {POOLER_TYPE: ROIAlign}", "POOLER_TYPE is 'ROIAlign'; expected 'ROIAlignV2'"),

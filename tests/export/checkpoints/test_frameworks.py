@@ -80,12 +80,15 @@ def test_values_that_do_not_fit_are_refused(overrides: dict, message: str) -> No
 
 
 def test_the_configuration_of_another_checkpoint_is_told() -> None:
-    settings = DetectorSettings("mmdetection", backbone="resnet50", num_classes=81)
-    settings.check_weights("resnet50", 81, "x.pth")
+    layers = (1, 0, 2)
+    settings = DetectorSettings("mmdetection", backbone="resnet50", num_classes=81, head_layers=layers)
+    settings.check_weights("resnet50", 81, layers, "x.pth")
+    with pytest.raises(CheckpointError, match="0 and 1 linear layers in the box head; its conf"):
+        settings.check_weights("resnet50", 81, (1, 0, 1), "x.pth")
     with pytest.raises(CheckpointError, match="num_classes 9, its configuration 81"):
-        settings.check_weights("resnet50", 9, "x.pth")
+        settings.check_weights("resnet50", 9, layers, "x.pth")
     with pytest.raises(CheckpointError, match="backbone resnet101, its configuration resnet50"):
-        settings.check_weights("resnet101", 81, "x.pth")
+        settings.check_weights("resnet101", 81, layers, "x.pth")
 
 
 def test_what_was_told_is_enough_to_read_it_again() -> None:

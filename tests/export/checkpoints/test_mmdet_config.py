@@ -33,6 +33,7 @@ COMMON = {
     "class_names": CLASSES,
     "backbone": "resnet50",
     "num_classes": 9,
+    "head_layers": (1, 0, 2),
 }
 STYLES = {
     "caffe": {"channel_order": "bgr", "mean": (103.53, 116.28, 123.675), "std": (1.0, 1.0, 1.0)},
