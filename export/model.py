@@ -118,6 +118,11 @@ class ModelConfig:
         return by_level, nested or (tuple(float(ratio) for ratio in ratios if not isinstance(ratio, tuple)),) * 5
 
     @property
+    def head_layers(self) -> tuple[int, ...]:
+        """Convolutions of RPN and box head, and linear layers of the latter."""
+        return self.rpn_convs, len(self.box_convs), self.box_fcs
+
+    @property
     def anchors_per_position(self) -> int:
         sizes, ratios = self.anchors
         return len(sizes[0]) * len(ratios[0])

@@ -142,7 +142,7 @@ def read_checkpoint(
             fields = {**settings.model_fields(), **known}
             renamed = torchvision_state(state, framework, settings, source, known.get("placement"))
             config = infer_config(renamed, fields)
-            settings.check_weights(config.backbone, config.num_classes, source)
+            settings.check_weights(config.backbone, config.num_classes, config.head_layers, source)
             model = _filled_model(config, renamed, source, settings.detector_options())
             floats = {name: value.float() for name, value in own_names(state, framework).items()}
             return LoadedCheckpoint(model.eval(), config, taken.name, others, (), Origin(floats, settings))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.settings import NO_STYLE, DetectorSettings, Triple, backbone_name, shown
+from wnlb.export.checkpoints.settings import NO_STYLE, OWN_HEADS, DetectorSettings, Triple, backbone_name, shown
 from wnlb.export.checkpoints.yaml_data import data_from_yaml
 from wnlb.runtime.errors import CheckpointError
 
@@ -28,6 +28,14 @@ _BOX_TRAINING = (
 )
 _HEADS_TRAINING = (
     *("BATCH_SIZE_PER_IMAGE", "IOU_LABELS", "IOU_THRESHOLDS", "POSITIVE_FRACTION", "PROPOSAL_APPEND_GT"),
+)  # fmt: skip
+# Parts of other networks, and what changes no detection; a checkpoint with weights of theirs is refused by their names.
+_MODEL_BESIDES = (
+    *("DEVICE", "KEYPOINT_ON", "PANOPTIC_FPN", "RETINANET", "ROI_BOX_CASCADE_HEAD", "ROI_KEYPOINT_HEAD"),
+    *("SEM_SEG_HEAD", "WEIGHTS"),
+)
+_INPUT_TRAINING = (
+    *("CROP", "MASK_FORMAT", "MAX_SIZE_TRAIN", "MIN_SIZE_TRAIN", "MIN_SIZE_TRAIN_SAMPLING", "RANDOM_FLIP"),
 )  # fmt: skip
 
 
@@ -53,15 +61,19 @@ def settings_from_data(
     model = whole.section("MODEL", {})
     reader = _Reader(model, types or {})
     reader.architecture()
-    return DetectorSettings(
+    settings = DetectorSettings(
         framework="detectron2",
         **reader.backbone(),
         **reader.input(whole.section("INPUT", {})),
         **reader.anchors(),
         **reader.proposals(),
         **reader.heads(),
+        head_layers=() if reader.types.keys() & OWN_HEADS else reader.head_layers(),
         detections=whole.section("TEST", {}).count("DETECTIONS_PER_IMAGE", 100),
     )
+    model.ignore(*_MODEL_BESIDES)
+    reader.finish(model)
+    return settings
 
 
 class _Reader:
@@ -81,14 +93,16 @@ class _Reader:
     def architecture(self) -> None:
         model = self.model
         self.named(model, "META_ARCHITECTURE", "detector_type", "GeneralizedRCNN", "GeneralizedRCNN")
-        self.named(
-            model.section("BACKBONE", {}), "NAME", "backbone_type", "build_resnet_fpn_backbone", "build_resnet_backbone"
-        )
+        backbone = model.section("BACKBONE", {})
+        self.named(backbone, "NAME", "backbone_type", "build_resnet_fpn_backbone", "build_resnet_backbone")
+        backbone.ignore("FREEZE_AT")
+        self.finish(backbone)
         model.required("MASK_ON", False, True)
         model.only("LOAD_PROPOSALS", False)
         generator = model.section("PROPOSAL_GENERATOR", {})
         generator.only("NAME", "RPN")
         generator.only("MIN_SIZE", 0)
+        self.finish(generator)
         fpn = model.section("FPN", {})
         fpn.required("IN_FEATURES", (), STAGES)
         fpn.expect("NORM", "", *NORMS, default="")
@@ -124,6 +138,8 @@ class _Reader:
         short, long = section.count("MIN_SIZE_TEST", 800), section.count("MAX_SIZE_TEST", 1333)
         if short > long:
             section.refuse("MIN_SIZE_TEST", short, f"at most MAX_SIZE_TEST, {long}")
+        section.ignore(*_INPUT_TRAINING)
+        self.finish(section)
         return {
             "channel_order": order.lower(),
             "mean": _triple(self.model, "PIXEL_MEAN", (103.53, 116.28, 123.675)),
@@ -135,14 +151,12 @@ class _Reader:
         }
 
     def anchors(self) -> dict[str, Any]:
-        """modeling/anchor_generator.py; one size at each level, as several have another order than torchvision's."""
+        """modeling/anchor_generator.py."""
         section = self.model.section("ANCHOR_GENERATOR", {})
         section.only("NAME", "DefaultAnchorGenerator")
         section.only("OFFSET", 0.0)
         section.ignore("ANGLES")
         sizes = self.by_level(section, "SIZES", [[32, 64, 128, 256, 512]])
-        if any(len(level) > 1 for level in sizes):
-            section.refuse("SIZES", sizes, "one size at each level, [[32], [64], [128], [256], [512]]")
         ratios = self.by_level(section, "ASPECT_RATIOS", [[0.5, 1.0, 2.0]])
         if len(set(ratios)) > 1:
             section.refuse("ASPECT_RATIOS", ratios, "the same at each level")
@@ -166,7 +180,7 @@ class _Reader:
         rpn.only("HEAD_NAME", "StandardRPNHead")
         rpn.required("IN_FEATURES", ("res4",), PYRAMID)
         rpn.only("BBOX_REG_WEIGHTS", (1.0, 1.0, 1.0, 1.0))
-        rpn.ignore(*_RPN_TRAINING, "CONV_DIMS")  # the weights tell
+        rpn.ignore(*_RPN_TRAINING, "CONV_DIMS")
         counts = {
             "pre_nms_top_n": rpn.count("PRE_NMS_TOPK_TEST", 6000),
             "post_nms_top_n": rpn.count("POST_NMS_TOPK_TEST", 1000),
@@ -174,6 +188,12 @@ class _Reader:
         }
         self.finish(rpn)
         return counts
+
+    def head_layers(self) -> tuple[Any, ...]:
+        """How many the weights have to have."""
+        box, convs = self.model.section("ROI_BOX_HEAD", {}), self.model.section("RPN", {}).get("CONV_DIMS", [-1])
+        count = len(convs) if isinstance(convs, (list, tuple)) else 1
+        return count, box.number("NUM_CONV", 0), box.number("NUM_FC", 0)
 
     def heads(self) -> dict[str, Any]:
         """modeling/roi_heads/roi_heads.py, box_head.py, fast_rcnn.py, mask_head.py."""

@@ -38,6 +38,17 @@ _REFUSED = (
     (r"^(conv1_w|res2_0_branch2a_w|fpn_inner_res\w+_w)$", "a Detectron or Caffe2 network ('matching_heuristics')"),
 )
 _STEM = "backbone.body.conv1.weight"
+# Layers without which a part is not there, under torchvision's names.
+_PARTS = {
+    "backbone.body.conv1": "stem",
+    "backbone.fpn.inner_blocks.0.0": "FPN",
+    "rpn.head.conv.0.0": "RPN",
+    "rpn.head.cls_logits": "RPN",
+    "rpn.head.bbox_pred": "RPN",
+    "roi_heads.mask_head.0.0": "mask head",
+    "roi_heads.mask_predictor.conv5_mask": "mask head",
+    "roi_heads.mask_predictor.mask_fcn_logits": "mask head",
+}
 # Parts whose class may be one of the user's own: what they are to be read as.
 TYPES = ("detector", "backbone", "neck", "rpn_head", "roi_head", "bbox_head", "mask_head")
 
@@ -78,6 +89,7 @@ def settings_for(
         source: its name, for messages.
         config: the configuration that it was trained with; goes before the one in the checkpoint.
         overrides: fields of ``DetectorSettings``, and classes of the user's own: ``{"backbone_type": "ResNet"}``.
+            All fields, as ``told`` gives them, leave nothing open: no configuration is looked at then.
 
     Raises:
         CheckpointError: something is not known, not told, or not supported exactly.
@@ -90,6 +102,8 @@ def settings_for(
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     settings = TORCHVISION if framework.startswith("torchvision") else DetectorSettings(framework)
+    if overrides.keys() >= set(settings.field_names) and not config:
+        return settings.with_overrides(overrides).complete(source)
     if framework == "mmdetection":
         names = mmdet_config.class_names_from_meta(meta)
         told = (
@@ -109,6 +123,7 @@ def own_names(state: Mapping[str, Tensor], framework: str) -> dict[str, Tensor]:
     """The weights without what training wrapped around the network, as the framework itself calls them."""
     mark = MARKS[framework]
     bare = {unwrapped(name): value for name, value in state.items()}
+    bare = {name: value for name, value in bare.items() if "." in name or value.dim()}  # no counter: steps
     prefix = next((name[: -len(mark)] for name in bare if is_called(name, mark)), "")
     return {name.removeprefix(prefix): value for name, value in bare.items()}
 
@@ -140,8 +155,13 @@ def torchvision_state(
         blocks.update({f"{home}.{name}": value for name, value in values.items()})
         own = {name: value for name, value in own.items() if not name.startswith(f"{path}.")}
     made = renamed(own, table, source)
-    scores, boxes = (made.get(f"rpn.head.{name}.weight") for name in ("cls_logits", "bbox_pred"))
-    if scores is not None and boxes is not None and 4 * scores.shape[0] != boxes.shape[0]:
+    absent = next((part for layer, part in _PARTS.items() if f"{layer}.weight" not in made), None)
+    if absent:
+        raise CheckpointError(
+            f"checkpoint {source} has no {absent}, or not all of it; expected a Mask R-CNN with FPN of {framework}"
+        )
+    scores, boxes = (made[f"rpn.head.{name}.weight"] for name in ("cls_logits", "bbox_pred"))
+    if 4 * scores.shape[0] != boxes.shape[0]:
         raise CheckpointError(
             f"checkpoint {source}: its RPN has {scores.shape[0]} scores for {boxes.shape[0]} box offsets; expected one "
             "for four: sigmoid scores, which alone are supported"

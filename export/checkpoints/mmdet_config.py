@@ -12,7 +12,7 @@ from typing import Any
 from wnlb.export.checkpoints.mmdet_pipeline import Preparation, preparation
 from wnlb.export.checkpoints.python_data import data_from_file, data_from_text
 from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.settings import NO_STYLE, DetectorSettings, backbone_name, shown
+from wnlb.export.checkpoints.settings import NO_STYLE, OWN_HEADS, DetectorSettings, backbone_name, shown
 from wnlb.runtime.errors import CheckpointError
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -21,6 +21,7 @@ RESNETS = ("ResNet", "ResNeXt")
 LIS_RESNETS = ("ResNetAdaDSmoothPrior", "ResNetAdaD")  # Linwei-Chen/LIS: adaptive downsampling, smooth convolutions
 DETECTORS = ("MaskRCNN", "MaskRCNNNoiseInv")  # the second is LIS's: it differs in training alone
 BOX_HEADS = ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead")
+SHARED = {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1)}  # convolutions, linear layers
 NORMS = ("BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN")
 _TRAINING = ("init_cfg", "pretrained", "train_cfg", "loss_cls", "loss_bbox", "loss_mask")
 
@@ -97,7 +98,8 @@ class _Reader:
         backbone, style, adaptive_stride, eps = self.backbone(model.section("backbone"))
         self.neck(model.section("neck"))
         anchor_sizes, ratios = self.rpn_head(model.section("rpn_head"))
-        classes = self.roi_head(model.section("roi_head"))
+        classes, head_layers = self.roi_head(model.section("roi_head"))
+        head_layers = (model.section("rpn_head").number("num_convs", 1), *head_layers)
         counts = self.test_cfg()
         prepared: Preparation = preparation(self.config, model)
         model.finish()
@@ -110,6 +112,8 @@ class _Reader:
             norm_eps=eps,
             backbone=backbone,
             num_classes=classes + 1,
+            # A class of the user's own may have others.
+            head_layers=() if self.types.keys() & OWN_HEADS else head_layers,
             **counts,
             **prepared,
             **self.blocks(),
@@ -230,19 +234,19 @@ class _Reader:
         coder.ignore("ctr_clamp", "use_box_type")
         coder.finish()
 
-    def roi_head(self, section: Section) -> int:
-        """Classes without background (roi_heads/standard_roi_head.py)."""
+    def roi_head(self, section: Section) -> tuple[int, tuple[Any, ...]]:
+        """Classes without background; layers of the box head, see ``bbox_head`` (roi_heads/standard_roi_head.py)."""
         self.type_of(section, "roi_head_type", ("StandardRoIHead",))
         section.only("shared_head", None)
         self.extractor(section.section("bbox_roi_extractor"), 7)
         self.extractor(section.section("mask_roi_extractor"), 14)
-        classes = self.bbox_head(section.section("bbox_head"))
+        classes, *layers = self.bbox_head(section.section("bbox_head"))
         masks = self.mask_head(section.section("mask_head"))
         if masks not in (classes, None):
             section.refuse("mask_head.num_classes", masks, f"{classes}, as bbox_head has")
         section.ignore(*_TRAINING, "test_cfg")
         self.finish(section, "roi_head_type")
-        return classes
+        return classes, tuple(layers)
 
     def extractor(self, section: Section, size: int) -> None:
         """roi_extractors/single_level_roi_extractor.py; mmcv/ops/roi_align.py."""
@@ -260,9 +264,10 @@ class _Reader:
         layer.ignore("use_torchvision")
         layer.finish()
 
-    def bbox_head(self, section: Section) -> int:
-        """roi_heads/bbox_heads/convfc_bbox_head.py."""
-        self.type_of(section, "bbox_head_type", BOX_HEADS)
+    def bbox_head(self, section: Section) -> tuple[int, Any, Any]:
+        """Classes, convolutions and linear layers (roi_heads/bbox_heads/convfc_bbox_head.py)."""
+        kind = self.type_of(section, "bbox_head_type", BOX_HEADS)
+        given = section.number("num_shared_convs", 0), section.number("num_shared_fcs", 0)
         for name, value in (
             *dict.fromkeys(("num_cls_convs", "num_cls_fcs", "num_reg_convs", "num_reg_fcs"), 0).items(),
             *dict.fromkeys(("with_cls", "with_reg"), True).items(),
@@ -279,11 +284,11 @@ class _Reader:
         loss.kind("CrossEntropyLoss")
         loss.only("use_sigmoid", False)
         self.norm(section)
-        section.ignore(*_TRAINING, "in_channels", "fc_out_channels", "conv_out_channels", "num_shared_convs")
-        section.ignore("num_shared_fcs", "reg_class_agnostic", "reg_decoded_bbox")
+        section.ignore(*_TRAINING, "in_channels", "fc_out_channels", "conv_out_channels")
+        section.ignore("reg_class_agnostic", "reg_decoded_bbox")
         classes = section.count("num_classes", 80)
         self.finish(section, "bbox_head_type")
-        return classes
+        return classes, *SHARED.get(kind, given)
 
     def mask_head(self, section: Section) -> int | None:
         """roi_heads/mask_heads/fcn_mask_head.py; None: one mask for all classes."""
@@ -309,7 +314,7 @@ class _Reader:
         section = Section(inside, "model.test_cfg", self.config.source)
         rpn, rcnn = section.section("rpn"), section.section("rcnn")
         rpn.only("nms_across_levels", False)
-        rpn.only("min_bbox_size", 0)
+        rpn.required("min_bbox_size", -1, 0)  # below 0 none is dropped, not even one without extent
         rcnn.only("mask_thr_binary", 0.5)
         counts: dict[str, Any] = {
             "pre_nms_top_n": rpn.count("nms_pre"),
@@ -319,7 +324,10 @@ class _Reader:
             "nms_threshold": self.nms(rcnn),
             "detections": rcnn.count("max_per_img"),
         }
-        rpn.ignore("max_num", "nms_thr", "nms_post")
+        # Names of 2.x; which one counts where they differ depends on its version.
+        rpn.only("max_num", counts["post_nms_top_n"])
+        rpn.only("nms_post", counts["post_nms_top_n"])
+        rpn.only("nms_thr", counts["rpn_nms_threshold"])
         for each in (rpn, rcnn, section):
             each.finish()
         return counts
@@ -336,12 +344,19 @@ class _Reader:
 
     def blocks(self) -> dict[str, Any]:
         """Mode and scale of mmcv's NonLocal2d, wherever a configuration builds it (mmcv/cnn/bricks/non_local.py)."""
-        modes = {"embedded_gaussian": "embedded", "dot_product": "dot"}
+        modes = {"embedded_gaussian": "embedded", "dot_product": "dot"}  # of others the weights tell
+        told: dict[str, Any] = {}
         for found in _dictionaries_of("NonLocal2d", self.config.get("model")):
             section = Section(found, "NonLocal2d", self.config.source)
             mode = section.text("mode", "embedded_gaussian")
-            return {"block_mode": modes.get(mode, "embedded"), "non_local_scaled": section.truth("use_scale", True)}
-        return {}
+            own = {"block_mode": modes.get(mode, "embedded"), "non_local_scaled": section.truth("use_scale", True)}
+            if told and own != told:
+                raise CheckpointError(
+                    f"{self.config.source} has blocks NonLocal2d of several kinds, {shown(told)} and {shown(own)}; "
+                    "expected one mode and one use_scale"
+                )
+            told = own
+        return told
 
 
 def _dictionaries_of(kind: str, value: Any) -> list[Mapping[str, Any]]:
@@ -353,7 +368,8 @@ def _dictionaries_of(kind: str, value: Any) -> list[Mapping[str, Any]]:
         if id(one) in seen or not isinstance(one, (dict, list, tuple)):
             continue
         seen.add(id(one))
-        if isinstance(one, dict) and one.get("type") == kind:
+        named = one.get("type") if isinstance(one, dict) else None
+        if isinstance(one, dict) and isinstance(named, str) and named.split(".")[-1] == kind:
             found.append(one)
         left += one.values() if isinstance(one, dict) else one
     return found

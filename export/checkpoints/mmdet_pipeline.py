@@ -14,6 +14,7 @@ _HARMLESS = (
     *("LoadAnnotations", "ImageToTensor", "ToTensor", "DefaultFormatBundle", "Collect", "PackDetInputs"),
     *("LoadImageFromFile", "LoadImageFromWebcam", "LoadImageFromNDArray"),
 )
+_ORDER = ("Resize", "Normalize", "Pad")
 
 
 class Preparation(TypedDict, total=False):
@@ -35,19 +36,25 @@ def preparation(config: Section, model: Section) -> Preparation:
         CheckpointError: they do something that is not supported exactly.
     """
     found: Preparation = {}
+    # mmengine's runner gives a model that has none the preprocessor beside it.
+    holder = model if "data_preprocessor" in model else config
     steps = _test_pipeline(config)
     if steps is not None:
         names = [_run(step, found) for step in _flattened(steps)]
-        if "Pad" in names and "Normalize" in names and names.index("Pad") < names.index("Normalize"):
+        changing = [name for name in names if name in _ORDER]
+        if changing != [name for name in _ORDER if name in changing]:
             raise CheckpointError(
-                f"{config.source}: its test pipeline pads before it normalises; expected Pad after it"
+                f"{config.source}: its test pipeline has the steps {', '.join(changing)}; expected {', '.join(_ORDER)} "
+                "in this order, each once"
             )
-        if "data_preprocessor" not in model and names:
+        if "data_preprocessor" not in holder and names:
             found.setdefault("pad_divisor", 1)
-    if "data_preprocessor" in model:
-        if "mean" in found:
-            model.refuse("data_preprocessor", model.get("data_preprocessor"), "none beside Normalize in the pipeline")
-        _preprocess(model.section("data_preprocessor"), found)
+    if "data_preprocessor" in holder:
+        for name, entry in (("Normalize", "mean"), ("Pad", "pad_divisor")):  # Pad before normalising: not with 0
+            if entry in found:
+                value = holder.get("data_preprocessor")
+                holder.refuse("data_preprocessor", value, f"none beside {name} in the pipeline")
+        _preprocess(holder.section("data_preprocessor"), found)
     elif steps is None and "img_norm_cfg" in config:
         _normalise(config.section("img_norm_cfg"), found)
     return found
@@ -87,7 +94,7 @@ def _flattened(pipeline: Section) -> list[Section]:
         if isinstance(scales, list) and len(scales) == 1:
             scales = scales[0]
         for inner in step.sections("transforms"):
-            values = {"img_scale": scales} if inner.get("type") == "Resize" and "img_scale" not in inner else {}
+            values = {"img_scale": scales} if inner.get("type") == "Resize" else {}  # goes before its own
             steps.append(
                 Section({**{name: inner.get(name) for name in inner.names}, **values}, inner.path, inner.source)
             )
@@ -116,6 +123,7 @@ def _run(step: Section, found: Preparation) -> str:
     elif kind.startswith("LoadImage"):
         step.only("color_type", "color")
         step.only("channel_order", "bgr")
+        step.only("to_float32", False)  # resized without rounding to grey levels
     return kind
 
 
@@ -177,8 +185,7 @@ def _preprocess(section: Section, found: Preparation) -> None:
         section.only("std", None)
         found["mean"], found["std"] = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     found["channel_order"] = "rgb" if section.truth("bgr_to_rgb", False) else "bgr"
-    divisor = section.count("pad_size_divisor", 1)
-    found["pad_divisor"] = divisor if divisor > 1 or "pad_divisor" not in found else found["pad_divisor"]
+    found["pad_divisor"] = section.count("pad_size_divisor", 1)
     section.finish()
 
 

@@ -1,8 +1,9 @@
 """Python configuration files read as data: parsed, never run.
 
-What is understood: ``name = value``; numbers, text, lists, tuples and dictionaries; ``dict(...)``, ``list(...)`` and
-``tuple(...)``; names given earlier, ``name.entry`` and ``name[entry]``; ``+ - * / // % **`` of numbers, ``+`` of text
-and lists, ``*`` of a list and a number; ``_base_`` files, ``{{_base_.name}}`` and ``{{ fileDirname }}`` and its kin.
+What is understood: ``name = value``; numbers, text, lists, tuples and dictionaries; ``dict(...)``, ``list(...)``,
+``tuple(...)`` and ``range(...)``; names given earlier, ``name.entry`` and ``name[entry]``; ``+ - * / // % **`` of
+numbers, ``+`` of text and lists, ``*`` of a list and a number; ``_base_`` files, ``{{_base_.name}}`` and
+``{{ fileDirname }}`` and its kin.
 """
 
 from __future__ import annotations
@@ -281,7 +282,18 @@ class _Reader:
             value = self._value(node.args[0]) if node.args else ()
             if isinstance(value, (list, tuple)):
                 return list(value) if function == "list" else tuple(value)
+        if function == "range" and 1 <= len(node.args) <= 3 and not node.keywords:
+            return self._range(node)  # gpu_ids = range(0, 8): mmdetection 2.x writes it into every checkpoint
         raise self._error(node, f"calls {_source(node.func)}")
+
+    def _range(self, node: ast.Call) -> list[int]:
+        numbers = [self._value(argument) for argument in node.args]
+        if not all(type(number) is int for number in numbers) or numbers[2:] == [0]:
+            raise self._error(node, f"makes a range of {shown(numbers)}")
+        made = range(*numbers)
+        # len() of a range fails beyond the integers of C.
+        size = max(-((made.start - made.stop) // made.step), 0)
+        return self._limited(node, size, lambda: list(made))
 
     def _error(self, node: ast.AST, what: str) -> CheckpointError:
         return CheckpointError(f"{self.source}, line {getattr(node, 'lineno', '?')} {what}: {ADVICE}")

@@ -13,6 +13,8 @@ from wnlb.runtime.errors import CheckpointError
 
 Triple = tuple[float, float, float]
 NO_STYLE = ("resnet18", "resnet34")  # their residual units have no 1 x 1 convolution that could take the stride
+# Parts that may be of a class of the user's own, with other layers.
+OWN_HEADS = {f"{part}_type" for part in ("detector", "rpn_head", "roi_head", "bbox_head", "mask_head")}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class DetectorSettings:
     non_local_scaled: bool = True  # mmcv's NonLocal2d divides embedded logits by sqrt(d)
     backbone: str = ""  # as ModelConfig names it, to be held against the weights; "" where it is not known
     num_classes: int = 0  # with background, to be held against the weights; 0 where it is not known
+    # The same: convolutions of RPN and box head, and linear layers of the latter; () where not known
+    head_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -93,11 +97,11 @@ class DetectorSettings:
             f"trained with, --config {kind}, or each by name: --set {self.missing[0]}=..."
         )
 
-    def check_weights(self, backbone: str, num_classes: int, source: str) -> None:
+    def check_weights(self, backbone: str, num_classes: int, head_layers: tuple[int, ...], source: str) -> None:
         """Hold what the configuration says against what the weights are.
 
         Args:
-            backbone, num_classes: of the ``ModelConfig`` that was read from the weights.
+            backbone, num_classes, head_layers: of the ``ModelConfig`` that was read from the weights.
 
         Raises:
             CheckpointError: they differ: it is the configuration of another checkpoint.
@@ -111,6 +115,10 @@ class DetectorSettings:
                     f"checkpoint {source} has the {name} {found}, its configuration {said} (classes are counted with "
                     "the background); give the configuration that it was trained with"
                 )
+        if self.head_layers and self.head_layers != head_layers:
+            text = "{} convolutions in the RPN, {} and {} linear layers in the box head"
+            found, said = text.format(*head_layers), text.format(*self.head_layers)
+            raise CheckpointError(f"checkpoint {source} has {found}; its configuration {said}")
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -118,13 +126,27 @@ class DetectorSettings:
         return tuple(field.name for field in dataclasses.fields(self) if field.name != "framework")
 
     def told(self) -> dict[str, Any]:
-        """All that is not as by default, by name and as JSON has it: enough to make them again."""
-        values = {
-            name: getattr(self, name)
-            for name, default in ((field.name, field.default) for field in dataclasses.fields(self))
-            if name != "framework" and getattr(self, name) != default
-        }
-        return json.loads(json.dumps(values))
+        """All of them by name, as JSON has it: enough to make them again, without any configuration."""
+        return json.loads(json.dumps({name: getattr(self, name) for name in self.field_names}))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Hold the size of an input, multiples of 32 px, against what pictures are padded to.
+
+        Raises:
+            CheckpointError: the framework would pad them to another size, which other detections come of.
+        """
+        divisor = self.pad_divisor or 32
+        if height % divisor or width % divisor:
+            raise CheckpointError(
+                f"input size is {height}x{width}; expected multiples of {divisor}, which this network's pictures are "
+                "padded to"
+            )
+        stretched = self.scale if self.resize == "stretch" else None
+        if divisor % 32 and not (stretched and stretched[0] % 32 == stretched[1] % 32 == 0):
+            raise CheckpointError(
+                f"this network's pictures are padded to multiples of {divisor} px, those of a file to 32, which "
+                "changes detections unless resized pictures have such sides; take that with --set pad_divisor=32"
+            )
 
     def detector_options(self) -> dict[str, Any]:
         """What of these settings torchvision's ``MaskRCNN`` takes, under its names."""
@@ -241,6 +263,10 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "non_local_scaled": _one_of(True, False),
     "backbone": (lambda value: isinstance(value, str), "a name"),
     "num_classes": (lambda value: value == 0 or is_count(value), "a whole number"),
+    "head_layers": (
+        lambda value: isinstance(value, tuple) and len(value) in (0, 3) and all(type(one) is int for one in value),
+        "three whole numbers",
+    ),
 }
 
 # torchvision's own: torchvision/models/detection/mask_rcnn.py, faster_rcnn.py, rpn.py, transform.py (0.29).

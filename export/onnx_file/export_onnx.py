@@ -71,7 +71,10 @@ def export_onnx(
     Raises:
         GraphError: the graph breaks a rule, see ``wnlb.export.onnx_file.lint``.
         VerificationError: the file computes something else than the model.
+        CheckpointError: pictures of this network are padded to other sizes.
     """
+    if origin and not options.resize:
+        origin.settings.check_size(options.height, options.width)
     configure(model.float(), options)
     on_step("fold")
     graph = DeployGraph(model, options, origin.conventions if origin else TORCHVISION)

@@ -52,6 +52,7 @@ EXPECTED = {
     "score_threshold": 0.05,
     "nms_threshold": 0.5,
     "detections": 100,
+    "head_layers": (1, 0, 2),
 }
 
 
@@ -99,7 +100,7 @@ def test_a_short_configuration_on_top_of_others(top: Path) -> None:
         ("FPN: {FUSE_TYPE: avg}", "FUSE_TYPE is 'avg'; expected 'sum'"),
         ("FPN: {NORM: GN}", "FPN.NORM is 'GN'"),
         ("ANCHOR_GENERATOR: {OFFSET: 0.5}", "OFFSET is 0.5; expected 0.0"),
-        ("ANCHOR_GENERATOR: {SIZES: [[32, 64, 128]]}", "one size at each level"),
+        ("ANCHOR_GENERATOR: {SIZES: [[32, 64], [128]]}", "lists for five levels"),
         ("RPN: {BBOX_REG_WEIGHTS: [10, 10, 5, 5]}", "BBOX_REG_WEIGHTS"),
         ("ROI_HEADS: {NAME: CascadeROIHeads}", "'CascadeROIHeads'; expected StandardROIHeads"),
         ("ROI_BOX_HEAD: {POOLER_TYPE: ROIAlign}", "POOLER_TYPE is 'ROIAlign'; expected 'ROIAlignV2'"),
@@ -107,6 +108,10 @@ def test_a_short_configuration_on_top_of_others(top: Path) -> None:
         ("ROI_BOX_HEAD: {POOLER_RESOLUTION: 14}", "POOLER_RESOLUTION is 14; expected 7"),
         ("ROI_BOX_HEAD: {NIGHT: True}", "ROI_BOX_HEAD.NIGHT is True, which is not known"),
         ("ROI_MASK_HEAD: {NAME: PointRendMaskHead}", "'PointRendMaskHead'"),
+        ("NIGHT: {GAIN: 2}", "MODEL.NIGHT is {'GAIN': 2}, which is not known"),
+        ("BACKBONE: {GAIN: 2}", "MODEL.BACKBONE.GAIN is 2, which is not known"),
+        ("PROPOSAL_GENERATOR: {MIN_SIZE: 2}", "MIN_SIZE is 2; expected 0"),
+        ("WEIGHTS: x\nINPUT: {ENHANCE: True}", "INPUT.ENHANCE is True, which is not known"),
         ("ROI_HEADS: {SCORE_THRESH_TEST: low}", "SCORE_THRESH_TEST is 'low'; expected a number"),
         ("PIXEL_MEAN: [1, 2]", "PIXEL_MEAN is [1, 2]; expected a list of 3 numbers"),
         ("RPN: 3", "RPN is 3"),

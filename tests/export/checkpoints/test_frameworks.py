@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -79,12 +80,41 @@ def test_values_that_do_not_fit_are_refused(overrides: dict, message: str) -> No
 
 
 def test_the_configuration_of_another_checkpoint_is_told() -> None:
-    settings = DetectorSettings("mmdetection", backbone="resnet50", num_classes=81)
-    settings.check_weights("resnet50", 81, "x.pth")
+    layers = (1, 0, 2)
+    settings = DetectorSettings("mmdetection", backbone="resnet50", num_classes=81, head_layers=layers)
+    settings.check_weights("resnet50", 81, layers, "x.pth")
+    with pytest.raises(CheckpointError, match="0 and 1 linear layers in the box head; its conf"):
+        settings.check_weights("resnet50", 81, (1, 0, 1), "x.pth")
     with pytest.raises(CheckpointError, match="num_classes 9, its configuration 81"):
-        settings.check_weights("resnet50", 9, "x.pth")
+        settings.check_weights("resnet50", 9, layers, "x.pth")
     with pytest.raises(CheckpointError, match="backbone resnet101, its configuration resnet50"):
-        settings.check_weights("resnet101", 81, "x.pth")
+        settings.check_weights("resnet101", 81, layers, "x.pth")
+
+
+def test_what_was_told_is_enough_to_read_it_again() -> None:
+    """Without a configuration, which a class of the user's own or a call may have made unreadable."""
+    settings = settings_for("mmdetection", {"meta": {"cfg": CAFFE}}, "x.pth")
+    unreadable = {"meta": {"cfg": "x = open('a')", "CLASSES": ["none"]}}
+    assert settings_for("mmdetection", unreadable, "x.pth", overrides=settings.told()) == settings
+    with pytest.raises(CheckpointError, match="calls open"):
+        settings_for("mmdetection", unreadable, "x.pth", overrides={"style": "caffe"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "message"),
+    [
+        ({"pad_divisor": 64}, (416, 608), "input size is 416x608; expected multiples of 64"),
+        ({"pad_divisor": 64}, (448, 640), ""),
+        ({"pad_divisor": 1}, (448, 640), "take that with --set pad_divisor=32"),
+        ({"pad_divisor": 1, "resize": "stretch", "scale": (640, 448)}, (448, 640), ""),
+        ({"pad_divisor": 1, "resize": "stretch", "scale": (600, 400)}, (448, 640), "--set pad_divisor=32"),
+        ({}, (64, 96), ""),
+    ],
+)
+def test_pictures_that_are_padded_to_other_sizes(fields: dict, size: tuple[int, int], message: str) -> None:
+    settings = DetectorSettings("mmdetection", **{"pad_divisor": 32, "resize": "fit", "scale": (600, 400), **fields})
+    with pytest.raises(CheckpointError, match=message) if message else contextlib.nullcontext():
+        settings.check_size(*size)
 
 
 def test_the_model_is_built_with_the_same_settings() -> None:

@@ -33,6 +33,7 @@ COMMON = {
     "class_names": CLASSES,
     "backbone": "resnet50",
     "num_classes": 9,
+    "head_layers": (1, 0, 2),
 }
 STYLES = {
     "caffe": {"channel_order": "bgr", "mean": (103.53, 116.28, 123.675), "std": (1.0, 1.0, 1.0)},
@@ -104,7 +105,7 @@ def test_version_2_and_lis() -> None:
         assert (found.style, found.adaptive_stride) == (style, stride)
     # Before 2.8: thresholds beside the model, other names.
     config["test_cfg"] = {
-        "rpn": {"nms_pre": 500, "nms_post": 500, "max_num": 300, "nms_thr": 0.6, "min_bbox_size": 0},
+        "rpn": {"nms_pre": 500, "nms_post": 300, "max_num": 300, "nms_thr": 0.6, "min_bbox_size": 0},
         "rcnn": {"score_thr": 0.1, "nms": {"type": "nms", "iou_thr": 0.4}, "max_per_img": 50, "mask_thr_binary": 0.5},
     }
     del config["model"]["test_cfg"]
@@ -170,6 +171,10 @@ def test_other_supported_settings_are_told() -> None:
         ("model.test_cfg.rcnn.nms.type", "soft_nms", "nms.type is 'soft_nms'; expected nms"),
         ("model.test_cfg.rcnn.mask_thr_binary", 0.4, "mask_thr_binary is 0.4; expected 0.5"),
         ("model.test_cfg.rpn.min_bbox_size", 16, "min_bbox_size is 16; expected 0"),
+        ("model.test_cfg.rpn", {"nms_pre": 9, "max_per_img": 9, "nms_thr": 0.7}, "min_bbox_size is -1; expected 0"),
+        ("model.test_cfg.rpn.max_num", 500, "max_num is 500; expected 1000"),
+        ("model.test_cfg.rpn.nms_post", 500, "nms_post is 500; expected 1000"),
+        ("model.test_cfg.rpn.nms_thr", 0.5, "nms_thr is 0.5; expected 0.7"),
         ("model.test_cfg.rcnn.score_thr", 1.5, "score_threshold is 1.5; expected a number from 0 to 1"),
         ("model.data_preprocessor.pad_value", 114, "pad_value is 114; expected 0"),
         ("model.data_preprocessor.type", "Enhancer", "type is 'Enhancer'; expected DetDataPreprocessor"),
@@ -198,6 +203,8 @@ def test_what_deviates_is_refused_by_name(path: str, value: object, message: str
         ({"type": "Resize", "scale": [(9, 9), (8, 8)]}, "one scale for all pictures"),
         ({"type": "Pad", "size": (640, 640)}, "size is [640, 640]; expected None"),
         ({"type": "LoadImageFromFile", "color_type": "grayscale"}, "color_type"),
+        ({"type": "LoadImageFromFile", "to_float32": True}, "to_float32 is True; expected False"),
+        ({"type": "Pad", "size_divisor": 32}, "none beside Pad"),
         ({"type": "Normalize", "mean": [0, 0, 0], "std": [1, 1, 1]}, "none beside Normalize"),
         ({"type": "RandomFlip", "prob": 0.5}, "prob is 0.5"),
         ("Resize", "expected a dictionary"),
@@ -210,6 +217,52 @@ def test_steps_that_would_change_the_picture_are_refused(step: object, message: 
     with pytest.raises(CheckpointError) as error:
         settings_from_data(config, "cfg")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("order", [(2, 1, 0, 3), (0, 1, 3, 2), (0, 1, 2, 3, 3), (0, 1, 2, 2, 3)])
+def test_steps_in_another_order_are_refused(order: tuple[int, ...]) -> None:
+    config = changed(version_2=True)
+    steps = config["test_pipeline"][1]["transforms"]
+    steps[:4] = [dict(steps[i]) for i in order]
+    with pytest.raises(CheckpointError, match="expected Resize, Normalize, Pad in this order, each once"):
+        settings_from_data(config, "cfg")
+
+
+def test_the_scale_around_the_steps_goes_before_that_of_resize() -> None:
+    config = changed(version_2=True)
+    around = config["data"]["test"]["pipeline"][1]
+    around["transforms"][0]["img_scale"] = (1333, 800)
+    assert settings_from_data(config, "cfg").scale == (600, 400)
+    around["img_scale"], around["scale_factor"] = None, 1.0
+    with pytest.raises(CheckpointError, match="one scale for all pictures"):
+        settings_from_data(config, "cfg")
+
+
+def test_the_preprocessor_may_stand_beside_the_model() -> None:
+    config = changed("pytorch")
+    expected = settings_from_data(changed("pytorch"), "cfg")
+    config["data_preprocessor"] = config["model"].pop("data_preprocessor")
+    assert settings_from_data(config, "cfg") == expected
+
+
+def test_blocks_of_several_kinds_are_refused() -> None:
+    config = changed()
+    blocks = [{"type": "NonLocal2d"}, {"type": "mmcv.NonLocal2d", "use_scale": False}]
+    types = {"roi_head_type": "StandardRoIHead"}
+    config["model"]["roi_head"]["blocks"] = blocks[1:]
+    assert not settings_from_data(config, "cfg", types).non_local_scaled
+    config["model"]["roi_head"]["blocks"] = blocks
+    with pytest.raises(CheckpointError, match="NonLocal2d of several kinds"):
+        settings_from_data(config, "cfg", types)
+
+
+def test_what_mmdetection_2_writes_into_its_checkpoints_is_read() -> None:
+    """tools/train.py sets gpu_ids, which comes before the text is made."""
+    assert data_from_text("gpu_ids = range(0, 8)\nx = range(3)\ny = range(9, 0, -4)", "cfg") == {
+        "gpu_ids": list(range(8)),
+        "x": [0, 1, 2],
+        "y": [9, 5, 1],
+    }
 
 
 def test_a_pipeline_that_is_not_there_leaves_its_settings_open() -> None:
@@ -271,6 +324,9 @@ where = f'{_base_.name}/{wide_name}' if False else 'x'
         ("x = 'a' * 10 ** 9", "computes with"),
         ("x = [0] * 10 ** 9", "1000000000 items"),
         ("x = 9 ** 9 ** 9", "computes with"),
+        ("x = range(10 ** 30)", "a very large number items"),
+        ("x = range(0, 9, 0)", "makes a range of [0, 9, 0]"),
+        ("x = range('a')", "makes a range of ['a']"),
         ("x = 1 / 0", "which fails"),
         ("x = f'{1:>1000000000}'", "has FormattedValue"),
         ("x = {1, 2}", "has a set"),

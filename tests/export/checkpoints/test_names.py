@@ -401,3 +401,26 @@ def test_a_block_inside_a_residual_unit_is_refused() -> None:
     state = empty({**peer_keys.mmdet_keys(), **peer_keys.mmcv_block("backbone.layer3.0.nonlocal_block", 1024)})
     with pytest.raises(CheckpointError, match="not inside a residual unit"):
         converted("mmdetection", state)
+
+
+@pytest.mark.parametrize(
+    ("framework", "left_out", "part"),
+    [
+        ("mmdetection", "roi_head.mask_head.", "mask head"),
+        ("mmdetection", "rpn_head.", "RPN"),
+        ("mmdetection", "neck.", "FPN"),
+        ("detectron2", "roi_heads.mask_head.predictor.", "mask head"),
+        ("detectron2", "proposal_generator.rpn_head.anchor_deltas.", "RPN"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(framework: str, left_out: str, part: str) -> None:
+    state = {name: value for name, value in empty(KEYS[framework](18)).items() if not name.startswith(left_out)}
+    with pytest.raises(CheckpointError, match=f"has no {part}, or not all of it; expected a Mask R-CNN .*{framework}"):
+        converted(framework, state)
+
+
+def test_counters_beside_the_weights_are_left_out() -> None:
+    """``steps``, which mmengine stores with a moving average."""
+    state = empty(KEYS["mmdetection"](18))
+    counted = {"steps": torch.tensor(3), **{f"module.{name}": value for name, value in state.items()}}
+    assert converted("mmdetection", counted).keys() == converted("mmdetection", state).keys()
