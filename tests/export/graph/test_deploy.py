@@ -63,11 +63,14 @@ def assert_same(model: MaskRCNN, options: ExportOptions, least: int = 1, content
     return ours
 
 
+LONGER = {"resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2", *OTHER_RESNEXTS}
+
+
 def combinations() -> Iterator[Any]:
-    """All of both kinds of backbone; of their longer forms one, and the others in slow runs."""
+    """All of both kinds of backbone; groups and widths once; longer forms, of the same units, in slow runs."""
     for mode, placement, backbone in itertools.product(MODES, PLACEMENTS, BACKBONES):
         usual = backbone in ("resnet18", "resnet50") or (mode, placement) == ("embedded", "inline")
-        usual &= backbone not in OTHER_RESNEXTS  # modules as in the other ResNeXts
+        usual &= backbone not in LONGER
         yield pytest.param(mode, placement, backbone, marks=[] if usual else pytest.mark.slow)
 
 

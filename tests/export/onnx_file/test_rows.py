@@ -54,7 +54,8 @@ class Traced(NamedTuple):
 
 
 def traced(batch: int, target: str = "cpu", conventions: Conventions = TORCHVISION) -> Traced:
-    model, options = small_model(), ExportOptions(64, 96, batch=batch, detections=ROWS, target=target)
+    counts = {"pre_nms_top_n": 100, "post_nms_top_n": 60, "candidates": 480, "nms_rounds": 16, "detections": ROWS}
+    model, options = small_model(), ExportOptions(64, 96, batch=batch, target=target, **counts)
     configure(model.float(), options)
     graph = DeployGraph(model, options, conventions)
     contract = make_contract(model, graph, options, ())
