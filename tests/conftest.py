@@ -63,33 +63,28 @@ def small_checkpoint_path(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_model_path(small_checkpoint_path: Path) -> Path:
     """64 x 96 input, LIS's classes, many nonsense detections."""
-    path = small_checkpoint_path.with_name("small.onnx")
-    with made_once(path):
-        if not path.exists():
-            model, config = load_checkpoint(small_checkpoint_path)
-            export_onnx(model, path, ExportOptions(64, 96), class_names=config.class_names)
-    return path
+    return _exported(small_checkpoint_path, "small.onnx", ExportOptions(64, 96))
 
 
 @pytest.fixture(scope="session")
 def brief_model_path(small_checkpoint_path: Path) -> Path:
     """The same network with ``BRIEF`` counts."""
-    path = small_checkpoint_path.with_name("brief.onnx")
-    with made_once(path):
-        if not path.exists():
-            model, config = load_checkpoint(small_checkpoint_path)
-            export_onnx(model, path, ExportOptions(64, 96, **BRIEF), class_names=config.class_names)
-    return path
+    return _exported(small_checkpoint_path, "brief.onnx", ExportOptions(64, 96, **BRIEF))
 
 
 @pytest.fixture(scope="session")
 def small_cpu_model_path(small_checkpoint_path: Path) -> Path:
     """``brief_model_path`` for a CPU."""
-    path = small_checkpoint_path.with_name("small.cpu.onnx")
+    return _exported(small_checkpoint_path, "small.cpu.onnx", ExportOptions(64, 96, target="cpu", **BRIEF))
+
+
+def _exported(checkpoint: Path, name: str, options: ExportOptions) -> Path:
+    """A file beside the checkpoint, made by the worker that needs it first."""
+    path = checkpoint.with_name(name)
     with made_once(path):
         if not path.exists():
-            model, config = load_checkpoint(small_checkpoint_path)
-            export_onnx(model, path, ExportOptions(64, 96, target="cpu", **BRIEF), class_names=config.class_names)
+            model, config = load_checkpoint(checkpoint)
+            export_onnx(model, path, options, class_names=config.class_names)
     return path
 
 

@@ -136,22 +136,27 @@ def read_checkpoint(
     framework = recognise(map(unwrapped, state))
     with damage_told(path):
         if framework in ("mmdetection", "detectron2"):
-            told = _told(known)
-            settings = settings_for(framework, container.content, source, trained_with, told)
-            known = {name: value for name, value in known.items() if name not in {*told, "mode"}}
-            fields = {**settings.model_fields(), **known}
-            renamed = torchvision_state(state, framework, settings, source, known.get("placement"))
-            config = infer_config(renamed, fields)
-            settings.check_weights(config.backbone, config.num_classes, config.head_layers, source)
-            model = _filled_model(config, renamed, source, settings.detector_options())
+            settings = settings_for(framework, container.content, source, trained_with, _told(known))
+            model, config = _network_of(settings, state, known, source)
             floats = {name: value.float() for name, value in own_names(state, framework).items()}
-            return LoadedCheckpoint(model.eval(), config, taken.name, others, (), Origin(floats, settings))
+            return LoadedCheckpoint(model, config, taken.name, others, (), Origin(floats, settings))
         if trained_with:
             raise CheckpointError(f"checkpoint {path} is torchvision's; --config is for mmdetection and detectron2")
         state = torchvision_state(state, framework, TORCHVISION, source)
         config = infer_config(state, known)
         model = _filled_model(config, state, source)
     return LoadedCheckpoint(model.eval(), config, taken.name, others, _hints(config, known))
+
+
+def _network_of(
+    settings: DetectorSettings, state: Mapping[str, Tensor], known: Mapping[str, Any], source: str
+) -> tuple[MaskRCNN, ModelConfig]:
+    """The network of another framework's weights, with its counts and thresholds; ``known`` as ``overrides`` are."""
+    fields = {name: value for name, value in known.items() if name not in {*_told(known), "mode"}}
+    renamed = torchvision_state(state, settings.framework, settings, source, fields.get("placement"))
+    config = infer_config(renamed, {**settings.model_fields(), **fields})
+    settings.check_weights(config.backbone, config.num_classes, config.head_layers, source)
+    return _filled_model(config, renamed, source, settings.detector_options()).eval(), config
 
 
 def _told(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -267,8 +267,8 @@ def test_pictures_to_masks_equal_those_of_the_framework(tmp_path: Path, family: 
             cv2.imwrite(str(tmp_path / "p.png"), picture[..., ::-1])
             found = predictor(np.ascontiguousarray(picture[..., ::-1]))
             own = {key[2:]: reference[key] for key in reference if key.startswith(f"{name}_")}
-            boxes = torch.from_numpy(own["boxes"]).double()
-            overlap = box_iou(torch.from_numpy(found.boxes).double(), boxes).numpy()
+            theirs_boxes = torch.from_numpy(own["boxes"]).double()
+            overlap = box_iou(torch.from_numpy(found.boxes).double(), theirs_boxes).numpy()
             overlap *= found.labels[:, None] == own["labels"] + 1
             pairs = []
             while overlap.max() > 0.5:
@@ -276,11 +276,15 @@ def test_pictures_to_masks_equal_those_of_the_framework(tmp_path: Path, family: 
                 pairs.append((int(i), int(j)))
                 overlap[i] = overlap[:, j] = 0
             ours, theirs = map(list, zip(*pairs, strict=True))
+            box_error = np.abs(found.boxes[ours] - own["boxes"][theirs]).max()
+            score_error = np.abs(found.scores[ours] - own["scores"][theirs]).max()
+            print(f"{family} {target} {name}: {len(pairs)} matched, {box_error:.3f} px, scores {score_error:.4f}")
             assert len(pairs) >= 98
             np.testing.assert_allclose(found.boxes[ours], own["boxes"][theirs], rtol=0, atol=0.2)
             np.testing.assert_allclose(found.scores[ours], own["scores"][theirs], rtol=0, atol=0.005)
             masks = np.stack(list(found.full_masks()))[ours]
             expected = np.unpackbits(own["masks"][theirs], axis=-1, count=picture.shape[1]).astype(bool)
             shared, either = (masks & expected).sum((1, 2)), (masks | expected).sum((1, 2))
+            print(f"    mask pixels shared: {100 * shared.sum() / either.sum():.2f} %")
             assert (shared >= 0.95 * either).all()
             assert shared.sum() >= 0.998 * either.sum()
