@@ -27,7 +27,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @triton.jit
 def _logits(q, q_ptr, k_ptr, rows, columns, row_ok, column_ok, N, D: tl.constexpr, PIECE: tl.constexpr):
-    """float32 ``[M, N']`` of rows against columns, times log2(e)."""
+    """float32 ``[M, N']`` of rows against columns."""
     if PIECE == D:
         channels = tl.arange(0, D)[:, None]
         k = tl.load(k_ptr + channels * N + columns[None, :], mask=column_ok[None, :], other=0.0)
@@ -39,7 +39,7 @@ def _logits(q, q_ptr, k_ptr, rows, columns, row_ok, column_ok, N, D: tl.constexp
             part = tl.load(q_ptr + channels * N + rows[None, :], mask=row_ok[None, :], other=0.0)
             k = tl.load(k_ptr + channels * N + columns[None, :], mask=column_ok[None, :], other=0.0)
             logits = tl.dot(tl.trans(part), k, logits, input_precision="tf32x3")
-    return logits * 1.4426950408889634
+    return logits
 
 
 @triton.jit
@@ -54,8 +54,10 @@ def _accumulate(
     if TAIL:
         logits = tl.where(inside[None, :], logits, float("-inf"))
     higher = tl.maximum(peak, tl.max(logits, 1))
-    shrink = tl.exp2(peak - higher)
-    p = tl.exp2(logits - higher[:, None])
+    # The peak is taken off before the factor log2(e): one fused multiply-add would leave a rounding of the largest
+    # logit, and a key that outweighs all others would have another weight than 1.
+    shrink = tl.exp2((peak - higher) * 1.4426950408889634)
+    p = tl.exp2((logits - higher[:, None]) * 1.4426950408889634)
     weight = weight * shrink + tl.sum(p, 1)
     channels = tl.arange(0, VALUE)[:, None]
     v = tl.load(v_ptr + channels * N + columns[None, :], mask=inside[None, :], other=0.0)

@@ -29,30 +29,40 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wnlb.plugins.tiles import HEADS, ITEM_BYTES, PORTABLE, SHARED_MEMORY, Tile, tile_for_any_n, tiles_for
+from wnlb.plugins.tiles import (
+    HEADS,
+    ITEM_BYTES,
+    LOAD_BYTES,
+    PORTABLE,
+    SHARED_MEMORY,
+    Tile,
+    multiples,
+    tile_for_narrow_loads,
+    tiles_for,
+)
 from wnlb.runtime.errors import KernelError, WnlbError, exit_code
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.table import human_bytes, table
 
 KERNELS = Path(__file__).resolve().with_name("kernels")  # in the source tree where the install is editable
-MAX_STACK = 256  # bytes of local memory a thread: what does not fit into its registers
-_MAGIC = b"WNLBKRN1"
+MAX_STACK = 288  # bytes of local memory a thread: what does not fit into its registers
+_MAGIC = b"WNLBKRN2"
 _RECORD = struct.Struct("<10I3Q")  # Kernel of src/kernels.h
 _TYPES = {"float16": ("*fp16", 0), "bfloat16": ("*bf16", 1), "float32": ("*fp32", 2)}
-_ALIGNMENT = 16
+_ALIGNMENT = 16  # of code in the file
 _PTX_ARCH, _PTX_VERSION = 80, 80  # what portable kernels ask of a GPU, and of a driver: ISA 8.0, CUDA 12.0
 _ARCHS = {"ptx" if arch == PORTABLE else str(arch): arch for arch in SHARED_MEMORY}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One kernel to compile. ``tactic`` 0 serves any N; from 1 up N must be a multiple of 16 where ``aligned``."""
+    """One kernel to compile, for N that are a multiple of ``multiple``; ``tactic`` 0 stands in for all the others."""
 
     arch: int
     dtype: str
     d: int
     tile: Tile
-    aligned: bool
+    multiple: int
     tactic: int
 
 
@@ -75,13 +85,14 @@ def jobs(archs: Sequence[int], dtypes: Sequence[str], heads: Sequence[int]) -> l
         for dtype in dtypes:
             for d in heads:
                 for e in (d, d // 2):
-                    tiles = tiles_for(arch, d, e, dtype)
+                    tiles, (widest, *narrow) = tiles_for(arch, d, e, dtype), multiples(dtype)
                     numbers = {tile: i for i, tile in enumerate(tiles_for(arch, d, d, dtype), 1)}
                     for tile in tiles:
                         tactic = numbers.get(tile, len(numbers) + tiles.index(tile) + 1)
-                        found[Job(arch, dtype, d, tile, dtype != "float32", tactic)] = None
-                    if dtype != "float32":
-                        found[Job(arch, dtype, d, tile_for_any_n(d, e), False, 0)] = None
+                        found[Job(arch, dtype, d, tile, widest, tactic)] = None
+                    for multiple in narrow:
+                        tile = tile_for_narrow_loads(arch, d, e, dtype, multiple)
+                        found[Job(arch, dtype, d, tile, multiple, 0)] = None
     return list(found)
 
 
@@ -99,7 +110,8 @@ def compile_kernel(job: Job) -> Built:
     constants = {"D": job.d, "PIECE": tile.piece, "VALUE": tile.value, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
     signature = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "y_ptr"), _TYPES[job.dtype][0])
     signature |= {"N": "i32", **dict.fromkeys(constants, "constexpr")}
-    divisible = {(i,): [["tt.divisibility", _ALIGNMENT]] for i in range(5 if job.aligned else 4)}
+    divisible = {(i,): [["tt.divisibility", LOAD_BYTES]] for i in range(4)}  # bytes; of N it is a number
+    divisible[(4,)] = [["tt.divisibility", job.multiple]]
     try:
         compiled = triton.compile(
             ASTSource(non_local_attention_kernel, signature, constants, divisible),
@@ -122,8 +134,12 @@ def compile_kernel(job: Job) -> Built:
 
 
 def name_of(job: Job) -> str:
-    kind = "any" if not job.aligned else "aligned"
-    return f"{_target(job.arch)} {job.dtype} d={job.d} {job.tile.name} {kind}"
+    return f"{_target(job.arch)} {job.dtype} d={job.d} {job.tile.name} N={positions_of(job)}"
+
+
+def positions_of(job: Job) -> str:
+    """The N that it takes: "8k", or "any"."""
+    return f"{job.multiple}k" if job.multiple > 1 else "any"
 
 
 def _target(arch: int) -> str:
@@ -158,7 +174,7 @@ def write(kernels: Sequence[Built], output: Path) -> None:
         code += kernel.code
         records += _RECORD.pack(
             job.arch, _TYPES[job.dtype][1], job.d, job.tile.value, job.tile.block_m, 32 * job.tile.warps,
-            kernel.shared, job.aligned, job.tactic, kernel.scratch,
+            kernel.shared, job.multiple, job.tactic, kernel.scratch,
             position, len(kernel.code), int.from_bytes(digest.digest()[:8], "little"),
         )  # fmt: skip
         entries.append(
@@ -214,7 +230,7 @@ def report(kernels: Sequence[Built]) -> str:
         rows.append(
             (
                 _target(job.arch), job.dtype, job.d, f"{tile.block_m} x {tile.block_n}", tile.piece, tile.value,
-                tile.warps, "16k" if job.aligned else "any", job.tactic, kernel.registers, kernel.stack,
+                tile.warps, positions_of(job), job.tactic, kernel.registers, kernel.stack,
                 f"{kernel.shared / 1024:.0f} of {SHARED_MEMORY[job.arch] // 1024}", f"{len(kernel.code) / 1024:.0f}",
             )
         )  # fmt: skip

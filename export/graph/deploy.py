@@ -74,13 +74,17 @@ class DeployGraph(nn.Module):
         self.detect = DetectionStage(model, shapes, options, conventions, self.rpn.proposals)
 
     def forward(self, image: Tensor, content: Tensor) -> tuple[Tensor, ...]:
+        levels, limit = self.pyramid(image, content)
+        proposals, valid = self.rpn(levels, limit)
+        return self.detect(levels[:4], proposals, valid, limit)
+
+    def pyramid(self, image: Tensor, content: Tensor) -> tuple[list[Tensor], Tensor]:
+        """P2 .. P6 of the frames, and what ``limits`` gives for them."""
         limit = limits(content.to(self.scale.dtype))
         width, height = limit[..., 2:3], limit[..., 3:]  # [N, 1, 1]
         inside = ((self.rows < height) & (self.columns < width)).unsqueeze(1)  # [N, 1, H, W]
         x = image.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
-        levels = list(self.fpn(self.body(x * inside.to(x.dtype))).values())  # P2 ... P6
-        proposals, valid = self.rpn(levels, limit)
-        return self.detect(levels[:4], proposals, valid, limit)
+        return list(self.fpn(self.body(x * inside.to(x.dtype))).values()), limit
 
 
 class ProposalStage(nn.Module):
@@ -181,6 +185,16 @@ class DetectionStage(nn.Module):
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
         maps = self.maps(levels)
+        boxes, scores, labels, found = self.boxes(maps, proposals, valid, limit)
+        outputs = [boxes, scores, labels.int()]
+        if self.with_masks:
+            outputs.append(self.mask(maps, boxes, labels, found) * found[:, :, None, None])
+        return (*outputs, found.sum(1).int())
+
+    def boxes(
+        self, maps: Maps, proposals: Tensor, valid: Tensor, limit: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The detections but for their masks: boxes ``[N, D, 4]``, scores, labels, and which rows are one (bool)."""
         boxes, scores, labels, real = self.ranked(maps, proposals, valid, limit)
         kept_scores = scores * self.nms(boxes, real, labels)
         scores, index = kept_scores.topk(min(self.detections, boxes.shape[1]), 1)
@@ -188,11 +202,7 @@ class DetectionStage(nn.Module):
         scores, index = (F.pad(t, (0, missing)) for t in (scores, index)) if missing else (scores, index)
         found = scores > 0
         boxes = _take_rows(boxes, index) * found.unsqueeze(-1)
-        labels = labels.gather(1, index) * found
-        outputs = [boxes, scores, labels.int()]
-        if self.with_masks:
-            outputs.append(self.mask(maps, boxes, labels, found) * found[:, :, None, None])
-        return (*outputs, found.sum(1).int())
+        return boxes, scores, labels.gather(1, index) * found, found
 
     def maps(self, levels: list[Tensor]) -> Maps:
         """What RoIs are pooled from, of P2 .. P5 ``[N, C, h, w]``: themselves, or their atlas."""

@@ -15,7 +15,7 @@ namespace wnlb
 namespace
 {
 
-constexpr char kMagic[8] = {'W', 'N', 'L', 'B', 'K', 'R', 'N', '1'};
+constexpr char kMagic[8] = {'W', 'N', 'L', 'B', 'K', 'R', 'N', '2'};
 constexpr char const* kSymbol = "non_local_attention_kernel";
 constexpr std::int64_t kMaxGridY = 65535;
 constexpr std::size_t kMaxScratch = 4;
@@ -96,8 +96,8 @@ bool KernelTable::read(unsigned char const* data, std::size_t size, std::string&
     {
         bool const inside = kernel.offset <= size && kernel.size > 0 && kernel.size <= size - kernel.offset;
         bool const ends = kernel.architecture != kPortable || (inside && data[kernel.offset + kernel.size - 1] == 0);
-        if (!inside || !ends || kernel.scratch > kMaxScratch || kernel.value == 0 || kernel.blockM == 0
-            || static_cast<std::uint32_t>(kernel.type) > 2)
+        bool const divides = kernel.value > 0 && kernel.blockM > 0 && kernel.multiple > 0;
+        if (!inside || !ends || !divides || kernel.scratch > kMaxScratch || static_cast<std::uint32_t>(kernel.type) > 2)
         {
             error = "the file of kernels is damaged";
             return false;
@@ -164,7 +164,7 @@ std::vector<std::int32_t> KernelTable::tactics(Problem const& problem, int archi
 
 Kernel const* KernelTable::find(Problem const& problem, int architecture, std::int32_t tactic) const noexcept
 {
-    Kernel const* any = nullptr;
+    Kernel const* best = nullptr;
     std::uint32_t from = kPortable;
     if (!source(architecture, from))
     {
@@ -176,17 +176,13 @@ Kernel const* KernelTable::find(Problem const& problem, int architecture, std::i
         {
             continue;
         }
-        bool const wanted = kernel.tactic == static_cast<std::uint32_t>(tactic);
-        if (kernel.aligned == 0 && (wanted || (kernel.tactic == 0 && any == nullptr)))
+        bool const offered = kernel.tactic == 0 || kernel.tactic == static_cast<std::uint32_t>(tactic);
+        if (offered && problem.positions % kernel.multiple == 0 && (best == nullptr || kernel.multiple > best->multiple))
         {
-            any = &kernel;
-        }
-        if (kernel.aligned == 1 && wanted && problem.positions % 16 == 0)
-        {
-            return &kernel;
+            best = &kernel; // the widest loads
         }
     }
-    return any;
+    return best;
 }
 
 std::shared_ptr<LoadedKernel> LoadedKernel::load(KernelTable const& table, Kernel const& kernel, std::string& error)

@@ -28,8 +28,8 @@ struct Kernel
     std::uint32_t blockM;       //!< query positions that one block handles
     std::uint32_t threads;
     std::uint32_t sharedBytes;  //!< dynamic shared memory
-    std::uint32_t aligned;      //!< 1: only for N that is a multiple of 16
-    std::uint32_t tactic;       //!< the tile it was made from; 0 serves any N in place of every tactic
+    std::uint32_t multiple;     //!< only for N that is a multiple of it
+    std::uint32_t tactic;       //!< the tile it was made from; 0 stands in for every tactic
     std::uint32_t scratch;      //!< pointers that the compiler appended to the parameters; all null
     std::uint64_t offset;       //!< of the code in kernels.bin: a cubin, or PTX terminated by a zero
     std::uint64_t size;

@@ -6,6 +6,7 @@ count that one key decides, for two that nearly tie are a matter of rounding.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 
@@ -22,8 +23,7 @@ from wnlb.runtime.errors import MissingDependency, WnlbError
 
 _PLAIN = 1.5
 SPREADS = (_PLAIN, 1e4)
-_POSITIONS = (1031, 1040)  # a prime; a multiple of 16 and of no block
-_REHEARSED = (37, 48)
+_POSITIONS, _REHEARSED = 1031, 37  # primes: the least N that are tried
 
 
 def run(context: Context) -> None:
@@ -53,9 +53,9 @@ def _rehearsed(arch: int) -> list[Built]:
 def _one(context: Context, source: str, kernel: Built, seed: int) -> str:
     """One kernel on both spreads: "right", "wrong" or "refused"."""
     job, tile = kernel.job, kernel.job.tile
-    odd, aligned = _REHEARSED if context.rehearse else _POSITIONS
-    n = aligned if job.aligned else odd
-    what = {"source": source, "dtype": job.dtype, "d": job.d, "tile": tile.name, "aligned": job.aligned, "n": n}
+    least = _REHEARSED if context.rehearse else _POSITIONS
+    n = next(n for n in itertools.count(least) if n % (2 * job.multiple) == job.multiple)  # no wider load would do
+    what = {"source": source, "dtype": job.dtype, "d": job.d, "tile": tile.name, "multiple": job.multiple, "n": n}
     if context.left() <= 0:
         context.add(**what, refused=NO_TIME)
         return "refused"

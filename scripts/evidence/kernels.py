@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from evidence.stage import NO_TIME, Context, first_line
-from wnlb.plugins.build import KERNELS, Built, Job, compile_kernel, jobs, read
+from wnlb.plugins.build import KERNELS, Built, Job, compile_kernel, jobs, positions_of, read
 from wnlb.plugins.tiles import HEADS, ITEM_BYTES, PORTABLE, SHARED_MEMORY
 from wnlb.runtime.engine.driver import LIBRARY, check
 from wnlb.runtime.errors import MissingDependency, WnlbError
@@ -77,7 +77,7 @@ def compile_what_compiles(todo: list[Job], seconds: float) -> tuple[list[Built],
 
 def fits(kernel: Built, d: int, e: int, n: int, dtype: str) -> bool:
     job = kernel.job
-    return (job.d, job.dtype) == (d, dtype) and e % job.tile.value == 0 and (not job.aligned or n % 16 == 0)
+    return (job.d, job.dtype) == (d, dtype) and e % job.tile.value == 0 and n % job.multiple == 0
 
 
 def launcher(kernel: Built, interpret: bool) -> Launch:
@@ -138,5 +138,5 @@ def rehearsed(arch: int, dtypes: Iterable[str], heads: Iterable[int]) -> list[Bu
 
 
 def name_of(kernel: Built) -> str:
-    """Of its tile, and whether it takes any N."""
-    return f"{kernel.job.tile.name}{'' if kernel.job.aligned else ' any N'}"
+    """Of its tile and the N that it takes."""
+    return f"{kernel.job.tile.name} N={positions_of(kernel.job)}"

@@ -40,6 +40,7 @@ from wnlb.plugins.tiles import PORTABLE
 from wnlb.runtime.errors import MissingDependency
 from wnlb.runtime.latency import percentile
 
+MASK_ROWS = (8, 16, 32, 64)  # of the mask branches that are captured, beside that for all rows
 COUNTS = (100, 5)  # detections: all rows, and what a night scene has
 Found = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes [D, 4], scores [D], labels [D], masks [D, 28, 28]
 _EVERYTHING = 1e-6  # score threshold
@@ -158,8 +159,8 @@ def _makers(
 
         return make
 
-    def static(precision: str, kernels: list[Built]) -> Callable[[], Variant]:
-        return lambda: _static(model, case, precision, kernels, context)
+    def static(precision: str, kernels: list[Built], form: Callable[..., Variant] = _at_once) -> Callable[[], Variant]:
+        return lambda: form(_static_graph(model, case, precision, kernels, context), case, precision, context.device)
 
     made = {"eager FP16": eager("fp16")}
     if compiled:
@@ -170,6 +171,7 @@ def _makers(
     made["static FP16"] = static("fp16", [])
     if kernels:
         made["static FP16, our kernel"] = static("fp16", kernels)
+        made["static FP16, our kernel, masks by count"] = static("fp16", kernels, _masks_by_count)
     for precision in ("fp32", "tf32"):
         made[f"eager {precision.upper()}"] = eager(precision)
         made[f"static {precision.upper()}"] = static(precision, [])
@@ -227,7 +229,7 @@ def _threshold_of(model: Any) -> Callable[[float], None]:
 # Static
 
 
-def _static(model: Any, case: Case, precision: str, kernels: list[Built], context: Context) -> Variant:
+def _static_graph(model: Any, case: Case, precision: str, kernels: list[Built], context: Context) -> Any:
     graph: Any = DeployGraph(copy.deepcopy(model).to("cpu"), ExportOptions(case.height, case.width)).eval()
     graph = graph.to(context.device)
     if precision != "fp32":  # tensor cores like it
@@ -238,14 +240,65 @@ def _static(model: Any, case: Case, precision: str, kernels: list[Built], contex
         for path, block in [(p, m) for p, m in graph.named_modules() if isinstance(m, DeployedBlock)]:
             if block.mode == "embedded":
                 graph.set_submodule(path, KernelBlock(block, kernels, context))
-    content = torch.tensor([[case.height, case.width]], dtype=torch.int32, device=context.device)  # the whole frame
-    run, taken = _in_precision(lambda frame: graph(frame, content), precision, context.device), None
-    if context.device == "cuda":
+    return graph
+
+
+def _whole_frame(case: Case, device: str) -> Tensor:
+    return torch.tensor([[case.height, case.width]], dtype=torch.int32, device=device)
+
+
+def _at_once(graph: Any, case: Case, precision: str, device: str) -> Variant:
+    """The whole network as one graph: masks for all rows."""
+    content, taken = _whole_frame(case, device), None
+    run = _in_precision(lambda frame: graph(frame, content), precision, device)
+    if device == "cuda":
         run, taken = _captured(run, torch.zeros(1, case.height, case.width, 3, dtype=torch.uint8, device="cuda"))
 
     def found(frame: Tensor) -> Found:
         boxes, scores, labels, masks, count = run(frame)
         n = int(count[0])
+        return boxes[0, :n], scores[0, :n], labels[0, :n], masks[0, :n]
+
+    return Variant(found, lambda value: graph.detect.score_threshold.fill_(value), taken)
+
+
+def _masks_by_count(graph: Any, case: Case, precision: str, device: str) -> Variant:
+    """A graph up to the boxes, and one of the mask branch for each of ``MASK_ROWS``: the host reads the count between.
+
+    The pyramid stays on the GPU; where nothing was found the second graph is not run.
+    """
+    content, taken = _whole_frame(case, device), None
+    kept: list[Tensor] = []  # what the second graph reads of the first
+
+    def boxes_of(frame: Tensor) -> tuple[Tensor, ...]:
+        levels, limit = graph.pyramid(frame, content)
+        maps = graph.detect.maps(levels[:4])
+        boxes, scores, labels, found = graph.detect.boxes(maps, *graph.rpn(levels, limit), limit)
+        kept[:] = maps, boxes, labels, found
+        return boxes, scores, labels, found.sum(1)
+
+    def masks_of(rows: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        def run(_: Tensor) -> tuple[Tensor, ...]:
+            maps, boxes, labels, found = kept
+            return (graph.detect.mask(maps, boxes[:, :rows], labels[:, :rows], found[:, :rows]),)
+
+        return _in_precision(run, precision, device)
+
+    first = _in_precision(boxes_of, precision, device)
+    frame = torch.zeros(1, case.height, case.width, 3, dtype=torch.uint8, device=device)
+    rows_at_once = [rows for rows in MASK_ROWS if rows < graph.detect.detections] + [graph.detect.detections]
+    if device == "cuda":
+        first, taken = _captured(first, frame)
+        second = {rows: _captured(masks_of(rows), frame[:, :1, :1])[0] for rows in rows_at_once}
+    else:
+        first(frame)
+        second = {rows: masks_of(rows) for rows in rows_at_once}
+
+    def found(frame: Tensor) -> Found:
+        boxes, scores, labels, count = first(frame)
+        n = int(count[0])
+        rows = next(rows for rows in rows_at_once if rows >= n)
+        masks = second[rows](frame[:, :1, :1])[0] if n else torch.zeros(1, 0, 28, 28, device=device)
         return boxes[0, :n], scores[0, :n], labels[0, :n], masks[0, :n]
 
     return Variant(found, lambda value: graph.detect.score_threshold.fill_(value), taken)
@@ -298,7 +351,8 @@ def _captured(
     with torch.cuda.graph(graph):
         outputs = run(frame)
 
-    def replay(now: Tensor) -> tuple[Tensor, ...]:
+    def replay(now: Tensor, _alive: object = run) -> tuple[Tensor, ...]:
+        """``run`` holds tensors that the graph reads: freed, their memory would be another's."""
         frame.copy_(now)
         graph.replay()
         return outputs

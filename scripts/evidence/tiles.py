@@ -10,11 +10,11 @@ from evidence.kernels import compile_what_compiles, name_of, rehearsed
 from evidence.stage import Context, needs_gpu
 from wnlb.plugins.build import Job
 from wnlb.plugins.build import name_of as whole_name_of
-from wnlb.plugins.tiles import SHARED_MEMORY, Tile, tiles_for
+from wnlb.plugins.tiles import SHARED_MEMORY, Tile, multiples, tiles_for
 from wnlb.runtime.errors import MissingDependency
 
 _KEPT = 8
-_REGISTERS = 128  # of a thread, for what it accumulates
+_REGISTERS = 160  # of a thread, for what it accumulates
 
 
 def run(context: Context) -> None:
@@ -22,8 +22,8 @@ def run(context: Context) -> None:
     todo = shapes(("32x48",), 1, TINY) if context.rehearse else shapes(SIZES[::-1], 1, LEVELS)
     if arch not in SHARED_MEMORY:
         raise MissingDependency(f"SM {arch / 10:.1f} runs portable kernels")
-    wanted = {(shape.d, shape.n % 16 == 0) for shape in todo}
-    jobs = [job for d, aligned in sorted(wanted) for job in candidates(arch, d, aligned)]
+    wanted = {(shape.d, next(m for m in multiples("float16") if shape.n % m == 0)) for shape in todo}
+    jobs = [job for d, multiple in sorted(wanted) for job in candidates(arch, d, multiple)]
     context.fact("candidates", len(jobs))
     if context.rehearse:
         kernels = rehearsed(arch, ("float16",), (32, 64))[:2]
@@ -45,7 +45,7 @@ def _best(context: Context, level: str) -> list[str]:
     return sorted(timed, key=lambda name: timed[name])[:_KEPT]
 
 
-def candidates(arch: int, d: int, aligned: bool) -> list[Job]:
+def candidates(arch: int, d: int, multiple: int) -> list[Job]:
     """float16 kernels for a head of ``d`` channels that fit the architecture and are in no table of it."""
     known = set(tiles_for(arch, d, d, "float16"))
     found: dict[Tile, None] = {}
@@ -58,4 +58,4 @@ def candidates(arch: int, d: int, aligned: bool) -> list[Job]:
         shared = 2 * (stages * n * (piece + tile.value) + m * piece)  # bytes
         if shared <= SHARED_MEMORY[arch] and m * (tile.value + n) <= _REGISTERS * 32 * warps and tile not in known:
             found[tile] = None
-    return [Job(arch, "float16", d, tile, aligned, tactic) for tactic, tile in enumerate(found, 1)]
+    return [Job(arch, "float16", d, tile, multiple, tactic) for tactic, tile in enumerate(found, 1)]

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 using wnlb::Kernel;
 using wnlb::KernelTable;
@@ -58,14 +59,17 @@ int main(int count, char** argv)
         for (std::int32_t tactic : tactics)
         {
             Kernel const* kernel = table->find(embedded, architecture, tactic);
-            CHECK(kernel != nullptr && kernel->aligned == 1 && kernel->tactic == static_cast<std::uint32_t>(tactic));
+            CHECK(kernel != nullptr && kernel->multiple == 8 && kernel->tactic == static_cast<std::uint32_t>(tactic));
             CHECK(kernel->architecture == source && kernel->head == 64);
             bool const machineCode = std::memcmp(table->code(*kernel), "\x7f" "ELF", 4) == 0;
             CHECK(machineCode == own);
             Problem odd = embedded;
-            odd.positions = 247; // no multiple of 16
-            kernel = table->find(odd, architecture, tactic);
-            CHECK(kernel != nullptr && kernel->aligned == 0 && odd.channels % kernel->value == 0);
+            for (auto const& [positions, multiple] : {std::pair{247, 1U}, {1050, 2U}, {988, 2U}, {4200, 8U}})
+            {
+                odd.positions = positions;
+                kernel = table->find(odd, architecture, tactic);
+                CHECK(kernel != nullptr && kernel->multiple == multiple && odd.channels % kernel->value == 0);
+            }
         }
     }
     Problem const gaussian{Type::kFLOAT16, 2, 64, 32, 1600};
