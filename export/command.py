@@ -112,8 +112,8 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
         "--attention",
         default=defaults["attention"],
         metavar="FORM",
-        help="standard operators, one node of our TensorRT plugin a block (plugin), or the plugin where TensorRT "
-        "would not fuse the standard form (auto); also per level: c2=plugin,c3=standard (default: %(default)s)",
+        help="standard operators, one node of our TensorRT plugin a block (plugin), or the plugin where the "
+        "standard form would be cut into chunks (auto); also per level: c2=plugin,c3=standard (default: %(default)s)",
     )
     graph.add_argument(
         "--attention-memory",

@@ -14,7 +14,6 @@ from wnlb.export.block import WeightedNonLocalBlock
 from wnlb.plugins.tiles import HEADS
 from wnlb.runtime.errors import WnlbError
 
-_TENSORRT_HEAD = 256  # channels up to which TensorRT fuses MatMul-Softmax-MatMul by itself (its documentation)
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def plan_attention(
         height, width: positions of its feature map.
         batch: images per run, which share ``memory_bytes``.
         memory_bytes: what one chunk of the attention matrix may take in float32.
-        form: one of ``options.ATTENTION_FORMS``. ``auto`` takes the plugin where it has a kernel and TensorRT would not
-            fuse the standard form: a head of more than 256 channels, or a matrix that has to be cut into chunks.
+        form: one of ``options.ATTENTION_FORMS``. ``auto`` takes the plugin where it has a kernel and the matrix has to be cut
+            into chunks; whole, matrix products are faster (plugins/evidence/h200.json: three times at c4).
 
     Raises:
         WnlbError: ``form`` is ``plugin`` and the plugin does not compute this block.
@@ -84,7 +83,7 @@ def plan_attention(
     if form == "plugin" and reason and not removed:
         raise WnlbError(f"attention of {level} cannot be the plugin: {reason}; choose standard or auto for it")
     if form == "auto":
-        form = "plugin" if not reason and (key > _TENSORRT_HEAD or chunks > 1) else "standard"
+        form = "plugin" if chunks > 1 and not reason else "standard"
     form = "removed" if removed else form
     return AttentionPlan(level, block.mode, form, height, width, c, d, key, chunks, flops, matrix, chunk)
 

@@ -25,7 +25,8 @@ ONNX Runtime and TensorRT reach. Needs no network, installs nothing, changes no 
   scripts/gpu_evidence --rehearse -o out/rehearsal     every step on the CPU, on tiny sizes: measures nothing
   scripts/gpu_evidence --pack out/gpu_pack             on a machine with a network: what to carry to one without
 
-Where files are carried without their repository, WNLB_COMMIT=$(git rev-parse HEAD) names the commit.
+Where files are carried without their repository, or it stands elsewhere, WNLB_COMMIT=$(git rev-parse HEAD) names the
+commit.
 evidence.json and evidence.md are written anew after every stage, so a run that is cut off keeps what it has. To have
 the figures in the READMEs, put evidence.json into plugins/evidence under the GPU's name, and run
 scripts/gpu_evidence --tables.
@@ -139,7 +140,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     packed = _packed(carried)
     head = {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit() or os.environ.get("WNLB_COMMIT", "") or packed.get("commit", ""),
+        "commit": os.environ.get("WNLB_COMMIT", "") or commit() or packed.get("commit", ""),
         "rehearsal": arguments.rehearse,
         "machine": describe(),
         "packed": packed,
