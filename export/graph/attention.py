@@ -15,7 +15,6 @@ from wnlb.plugins.tiles import HEADS
 from wnlb.runtime.errors import WnlbError
 
 
-
 @dataclass(frozen=True)
 class AttentionPlan:
     """What one block costs, known before anything is built.
@@ -57,8 +56,8 @@ def plan_attention(
         height, width: positions of its feature map.
         batch: images per run, which share ``memory_bytes``.
         memory_bytes: what one chunk of the attention matrix may take in float32.
-        form: one of ``options.ATTENTION_FORMS``. ``auto`` takes the plugin where it has a kernel and the matrix has to be cut
-            into chunks; whole, matrix products are faster (plugins/evidence/h200.json: three times at c4).
+        form: one of ``options.ATTENTION_FORMS``. ``auto`` takes the plugin where it has a kernel and the matrix
+            has to be cut into chunks; whole, matrix products are faster (an H200: three times at c4).
 
     Raises:
         WnlbError: ``form`` is ``plugin`` and the plugin does not compute this block.
