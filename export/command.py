@@ -319,7 +319,7 @@ def _verification_text(report: ExportReport) -> str:
             case.name,
             case.found.detections,
             *(f"{error:.1e}" for error in case.found.errors.values()),
-            f"{max(case.chains.values())} of {rounds}",
+            f"{max(case.chains.values())} of {rounds}" if case.chains else "as needed",
         )
         for case in report.cases
     ]

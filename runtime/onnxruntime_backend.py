@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.denormals import flush_in_session, without_denormals
 from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -58,7 +59,8 @@ class OnnxRuntimeBackend:
                 got = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise WnlbError(f"input {name} is {got}; expected {kind} {list(shape)}")
         try:
-            outputs = self._session.run(self._outputs, inputs)
+            with without_denormals():
+                outputs = self._session.run(self._outputs, inputs)
         except Exception as error:  # its exception types are not public
             raise WnlbError(f"model {self._path} cannot be run by ONNX Runtime: {_first_line(error)}") from error
         return dict(zip(self._outputs, outputs, strict=True))
@@ -69,6 +71,8 @@ class OnnxRuntimeBackend:
 
 def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, profile_prefix: str = "") -> Any:
     """An ``onnxruntime.InferenceSession`` of any ONNX file; see ``OnnxRuntimeBackend`` for the arguments.
+
+    Run it ``without_denormals``.
 
     Args:
         profile_prefix: of the file that the session's profile is written to; "" for no profile.
@@ -89,12 +93,14 @@ def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, pr
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
+    flush_in_session(options)
     if profile_prefix:
         options.enable_profiling, options.profile_file_prefix = True, profile_prefix
     try:
         # On the CPU there is nothing to fall back to: it would only print that it tries again.
         again = {"disabled_optimizers": _HARMFUL, "enable_fallback": int(len(providers) > 1)}
-        session = ort.InferenceSession(str(path), options, providers=providers, **again)
+        with without_denormals():
+            session = ort.InferenceSession(str(path), options, providers=providers, **again)
     except Exception as error:  # its exception types are not public
         raise WnlbError(f"model {path} cannot be opened by ONNX Runtime: {_first_line(error)}") from error
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from wnlb.runtime.denormals import flush_in_session, without_denormals
 from wnlb.runtime.errors import MissingDependency, WnlbError
 from wnlb.runtime.files import atomic_path
 from wnlb.runtime.onnx_file import with_shapes
@@ -123,16 +124,19 @@ class Tap:
             self._names.append(output)
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(
-            tapped.SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=["WeightBiasQuantization"],  # see wnlb.runtime.onnxruntime_backend
-        )
+        flush_in_session(options)
+        with without_denormals():
+            self._session = ort.InferenceSession(
+                tapped.SerializeToString(),
+                options,
+                providers=["CPUExecutionProvider"],
+                disabled_optimizers=["WeightBiasQuantization"],  # see wnlb.runtime.onnxruntime_backend
+            )
 
     def __call__(self, inputs: Inputs) -> dict[str, NDArray]:
         """The model's inputs to every tapped tensor, by name."""
-        return dict(zip(self.tensors, self._session.run(self._names, inputs), strict=True))
+        with without_denormals():
+            return dict(zip(self.tensors, self._session.run(self._names, inputs), strict=True))
 
 
 def largest_magnitudes(

@@ -14,6 +14,8 @@ from wnlb.export.block import WeightedNonLocalBlock
 from wnlb.plugins.tiles import HEADS
 from wnlb.runtime.errors import WnlbError
 
+_SOFTMAX = ("embedded", "gaussian")  # modes
+
 
 @dataclass(frozen=True)
 class AttentionPlan:
@@ -24,13 +26,13 @@ class AttentionPlan:
 
     level: str
     mode: str
-    form: str  # "standard", "plugin", or "removed" where w is exactly 0
+    form: str  # "standard", "plugin", "multi-head" (ONNX Runtime's operator), or "removed" where w is exactly 0
     height: int
     width: int
     channels: int
     inner_channels: int
     key_channels: int
-    chunks: int  # pieces that the queries are processed in
+    chunks: int  # pieces that the standard form processes the queries in
     flops: int
     matrix_bytes: int  # the N x N matrix in float32 that the plain form would hold
     chunk_bytes: int  # what a chunk of it holds
@@ -48,6 +50,7 @@ def plan_attention(
     batch: int,
     memory_bytes: int,
     form: str = "standard",
+    multi_head: bool = False,
 ) -> AttentionPlan:
     """Choose the form of one block.
 
@@ -58,6 +61,7 @@ def plan_attention(
         memory_bytes: what one chunk of the attention matrix may take in float32.
         form: one of ``options.ATTENTION_FORMS``. ``auto`` takes the plugin where it has a kernel and the matrix
             has to be cut into chunks; whole, matrix products are faster (an H200: three times at c4).
+        multi_head: the standard form of a softmax that has to be cut is ONNX Runtime's own operator instead.
 
     Raises:
         WnlbError: ``form`` is ``plugin`` and the plugin does not compute this block.
@@ -83,13 +87,15 @@ def plan_attention(
         raise WnlbError(f"attention of {level} cannot be the plugin: {reason}; choose standard or auto for it")
     if form == "auto":
         form = "plugin" if chunks > 1 and not reason else "standard"
+    if form == "standard" and multi_head and chunks > 1 and block.mode in _SOFTMAX:
+        form = "multi-head"
     form = "removed" if removed else form
     return AttentionPlan(level, block.mode, form, height, width, c, d, key, chunks, flops, matrix, chunk)
 
 
 def _no_plugin(mode: str, key: int, d: int, positions: int) -> str:
     """Why the plugin does not compute a block; empty where it does."""
-    if mode not in ("embedded", "gaussian"):
+    if mode not in _SOFTMAX:
         return f"it is made for softmax, and the standard form of mode {mode} is already cheaper"
     if key not in HEADS or d not in (key, key // 2):
         return f"it has kernels for {', '.join(map(str, HEADS))} channels, not for {key} of query and {d} of value"

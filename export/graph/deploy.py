@@ -28,6 +28,7 @@ from wnlb.export.graph.adaptive_roi_align import (
 from wnlb.export.graph.anchors import pyramid_anchors
 from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
 from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
+from wnlb.export.graph.node_nms import NodeNMS
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
 from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
@@ -103,7 +104,7 @@ class ProposalStage(nn.Module):
         self.head, self.min_side = rpn.head, conventions.proposal_side
         self.scores_first = conventions.scores_first
         self.weights, self.log_scales = rpn.box_coder.weights, _log_scales(rpn.box_coder, conventions)
-        self.nms = StaticNMS(rpn.nms_thresh, options.nms_rounds)
+        self.nms = _nms(rpn.nms_thresh, options)
         generator, frame = rpn.anchor_generator, (options.height, options.width)
         anchors = pyramid_anchors(generator.sizes, generator.aspect_ratios, shapes, frame, conventions)
         self.counts = [min(len(level), rpn.pre_nms_top_n()) for level in anchors]
@@ -176,7 +177,7 @@ class DetectionStage(nn.Module):
         # A buffer, so that the file holds it under this name: it can be changed there.
         self.register_buffer("score_threshold", torch.tensor(float(heads.score_thresh)), persistent=False)
         self.candidates, self.detections = options.candidates, heads.detections_per_img
-        self.nms = StaticNMS(heads.nms_thresh, options.nms_rounds)
+        self.nms = _nms(heads.nms_thresh, options, heads.box_predictor.cls_score.out_features - 1)
         self.with_masks = options.masks == "box"
         if self.with_masks:
             _check_mask_classes(heads)
@@ -234,7 +235,11 @@ def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
         stride = 2 ** int(level[1])
         height, width = options.height // stride, options.width // stride
         form = options.attention_form(level)
-        plans.append(plan_attention(level, block, height, width, options.batch, options.attention_bytes, form))
+        plans.append(
+            plan_attention(
+                level, block, height, width, options.batch, options.attention_bytes, form, options.target == "cpu"
+            )
+        )
     unknown = options.attention_levels - {plan.level for plan in plans}
     if unknown:
         levels = ", ".join(plan.level for plan in plans) or "none"
@@ -277,6 +282,10 @@ def _adaptive_roi_align(
         return NodeRoIAlign(scales, side, areas)
     most = most_cells(layout, scales, side, areas)
     return CellRoIAlign(layout, scales, side, areas, default_buckets(boxes, side, most))
+
+
+def _nms(threshold: float, options: ExportOptions, classes: int = 1) -> StaticNMS | NodeNMS:
+    return NodeNMS(threshold, classes) if options.target == "cpu" else StaticNMS(threshold, options.nms_rounds)
 
 
 def _log_scales(coder: Any, conventions: Conventions) -> tuple[float, float | None]:

@@ -20,8 +20,9 @@ from wnlb.export.checkpoints.checkpoint import Origin
 from wnlb.export.checkpoints.settings import TORCHVISION as TORCHVISION_SETTINGS
 from wnlb.export.graph.attention import AttentionPlan
 from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.graph.node_nms import onnx_suppress
 from wnlb.export.model import blocks_by_level
-from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_OP, fuse_attention, use_multi_head_attention
 from wnlb.export.onnx_file.lint import lint
 from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata, simplify
 from wnlb.export.onnx_file.reference import Eager
@@ -33,6 +34,8 @@ from wnlb.runtime.errors import GraphError
 from wnlb.runtime.files import atomic_path
 
 OPSET = 18
+# Forms of attention that are one node, how it gets into the file, and what it is called.
+REPLACED = {"plugin": (fuse_attention, PLUGIN_OP), "multi-head": (use_multi_head_attention, RUNTIME_OP)}
 STEPS = ("fold", "trace", "lint", *(f"verify: {case}" for case in CASES))
 
 
@@ -89,7 +92,9 @@ def export_onnx(
     name_by_module(file)
     name_rows(file)
     paths = [path.removeprefix("backbone.") for _, path, _ in blocks_by_level(model)]
-    _use_plugin(file, [f"{path}/" for path, plan in zip(paths, graph.plans, strict=True) if plan.form == "plugin"])
+    for form, replace in REPLACED.items():
+        scopes = [f"{path}/" for path, plan in zip(paths, graph.plans, strict=True) if plan.form == form]
+        _replace_attention(file, scopes, form, *replace)
     set_metadata(file, {METADATA_KEY: contract.to_json()})
     on_step("lint")
     lint(file, contract)
@@ -164,14 +169,16 @@ def make_contract(
     )
 
 
-def _use_plugin(file: onnx.ModelProto, scopes: list[str]) -> None:
-    """One plugin node for each block, given by how the names of its nodes begin."""
+def _replace_attention(
+    file: onnx.ModelProto, scopes: list[str], form: str, replace: Callable[..., bool], operator: str
+) -> None:
+    """One node for each block, given by how the names of its nodes begin."""
     if scopes:
-        fuse_attention(file, tuple(scopes))
-        made = sum(node.op_type == PLUGIN_OP for node in file.graph.node)
+        replace(file, tuple(scopes))
+        made = sum(node.op_type == operator for node in file.graph.node)
         if made != len(scopes):
             raise GraphError(
-                f"{made} of {len(scopes)} attentions became plugin nodes; export with --attention standard"
+                f"{made} of {len(scopes)} attentions became {form} nodes; export with --attention standard"
             )
 
 
@@ -196,6 +203,7 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
                 dynamo=True,
                 verbose=False,
                 optimize=False,
+                custom_translation_table={torch.ops.wnlb.suppress.default: onnx_suppress},
             )
             if program is not None:
                 simplify(program.model)

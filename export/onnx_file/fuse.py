@@ -8,6 +8,8 @@
 by one node ``WnlbNonLocalAttention(query, key, value)`` whose body, a local function, is the very nodes that it
 replaces: an engine without the plugin runs those. Each node has a domain of its own, for bodies differ in their pieces
 and casts; TensorRT finds the plugin by name and ``plugin_namespace``, whatever the domain.
+
+``use_multi_head_attention`` replaces it by ONNX Runtime's own operator, in files for a CPU.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from wnlb.runtime.onnx_file import with_shapes
 
 PLUGIN_OP = "WnlbNonLocalAttention"
 PLUGIN_NAMESPACE, PLUGIN_VERSION = "wnlb", "1"
+RUNTIME_OP, RUNTIME_DOMAIN = "MultiHeadAttention", "com.microsoft"
 # Before the names of tensors inside a body: TensorRT 10.3 confuses them with equal names outside.
 _INNER, _BORDER = "wnlb/", "wnlb."
 
@@ -82,7 +85,25 @@ def fuse_attention(model: onnx.ModelProto, names: tuple[str, ...] | None = None)
     graph = _Graph(model)
     found = [match for match in _matches(model, graph) if _wanted(match, names)]
     if found:
-        _rewrite(model, graph, found)
+        _use_plugin(model, graph, found)
+    return bool(found)
+
+
+def use_multi_head_attention(model: onnx.ModelProto, names: tuple[str, ...] | None = None) -> bool:
+    """Replace non-local attentions by ONNX Runtime's ``MultiHeadAttention``, in place; True if there were any.
+
+    On a CPU it goes over blocks that fit into the caches and never holds a row of the N x N matrix. Fires on the same
+    attentions as ``fuse_attention``, in float32.
+
+    Args:
+        names: as in ``fuse_attention``.
+    """
+    graph = _Graph(model)
+    found = [match for match in _matches(model, graph) if _wanted(match, names)]
+    if found:
+        _rewrite(model, graph, {match.output: _multi_head_nodes(match) for match in found}, found)
+        model.graph.value_info.extend(_multi_head_shape(match, graph) for match in found)
+        model.opset_import.append(helper.make_opsetid(RUNTIME_DOMAIN, 1))
     return bool(found)
 
 
@@ -277,20 +298,28 @@ def _wanted(match: _Match, names: tuple[str, ...] | None) -> bool:
 # Replacing them
 
 
-def _rewrite(model: onnx.ModelProto, graph: _Graph, matches: list[_Match]) -> None:
-    """Each match becomes one node, where its last node was."""
+def _use_plugin(model: onnx.ModelProto, graph: _Graph, matches: list[_Match]) -> None:
     first = 1 + sum(function.name == PLUGIN_OP for function in model.functions)
     domains = [f"{PLUGIN_NAMESPACE}.attention{number}" for number in range(first, first + len(matches))]
     functions = [_function(model, graph, *pair) for pair in zip(matches, domains, strict=True)]
-    fused = {m.output: _plugin_node(m, domain) for m, domain in zip(matches, domains, strict=True)}
+    fused = {m.output: [_plugin_node(m, domain)] for m, domain in zip(matches, domains, strict=True)}
+    _rewrite(model, graph, fused, matches)
+    model.functions.extend(functions)
+    model.opset_import.extend(helper.make_opsetid(domain, 1) for domain in domains)
+
+
+def _rewrite(
+    model: onnx.ModelProto, graph: _Graph, replacements: dict[str, list[onnx.NodeProto]], matches: list[_Match]
+) -> None:
+    """Each match becomes the nodes that ``replacements`` has for its output, where its last node was."""
     gone = set().union(*(match.made for match in matches))
     nodes = []
     for node in model.graph.node:
         if node.output[0] not in gone:
             nodes.append(onnx.NodeProto.FromString(node.SerializeToString()))
-        elif node.output[0] in fused:
-            nodes.append(fused[node.output[0]])
-    infos = [info for info in model.graph.value_info if info.name not in gone or info.name in fused]
+        else:
+            nodes += replacements.get(node.output[0], [])
+    infos = [info for info in model.graph.value_info if info.name not in gone or info.name in replacements]
     infos = [onnx.ValueInfoProto.FromString(info.SerializeToString()) for info in infos]
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
@@ -299,12 +328,34 @@ def _rewrite(model: onnx.ModelProto, graph: _Graph, matches: list[_Match]) -> No
     inside = {name for match in matches for node in match.nodes for name in node.input} - used
     for tensor in [t for t in model.graph.initializer if t.name in inside]:
         model.graph.initializer.remove(tensor)
-    model.functions.extend(functions)
-    model.opset_import.extend(helper.make_opsetid(domain, 1) for domain in domains)
+
+
+def _multi_head_nodes(match: _Match) -> list[onnx.NodeProto]:
+    """The attention over ``[B, N, channels]``, and what turns query, key, value and output."""
+    turned, scope = [f"{match.output}/{name}" for name in ("query", "key", "value", "y")], _scope(match)
+
+    def turn(source: str, target: str, what: str) -> onnx.NodeProto:
+        return helper.make_node("Transpose", [source], [target], name=f"{scope}/Transpose_{what}", perm=[0, 2, 1])
+
+    attention = helper.make_node(
+        RUNTIME_OP, turned[:3], turned[3:], name=f"{scope}/{RUNTIME_OP}", domain=RUNTIME_DOMAIN, num_heads=1, scale=1.0
+    )
+    before = [turn(*pair, pair[1].rpartition("/")[2]) for pair in zip(match.inputs, turned, strict=False)]
+    return [*before, attention, turn(turned[3], match.output, "y")]
+
+
+def _multi_head_shape(match: _Match, graph: _Graph) -> onnx.ValueInfoProto:
+    """Of the operator's output, which ONNX's shape inference does not know."""
+    batch, channels, positions = graph.shapes[match.output]
+    return helper.make_tensor_value_info(f"{match.output}/y", onnx.TensorProto.FLOAT, [batch, positions, channels])
+
+
+def _scope(match: _Match) -> str:
+    return match.nodes[-1].name.rpartition("/")[0]
 
 
 def _plugin_node(match: _Match, domain: str) -> onnx.NodeProto:
-    scope = match.nodes[-1].name.rpartition("/")[0] or domain  # names must differ, and so do domains
+    scope = _scope(match) or domain  # names must differ, and so do domains
     return helper.make_node(
         PLUGIN_OP,
         match.inputs,

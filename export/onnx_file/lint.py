@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper, shape_inference
 
-from wnlb.export.onnx_file.fuse import PLUGIN_OP, unfuse_attention
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_DOMAIN, RUNTIME_OP, unfuse_attention
 from wnlb.export.options import MAX_TOP_K
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import GraphError
@@ -18,9 +18,11 @@ OPERATORS = frozenset(
     "Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
 )
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
-CPU_OPERATORS = frozenset(("CumSum", "RoiAlign"))
-# The nodes of these files whose outputs may have a size that depends on data: so many rows as are detections.
-CPU_ROWS = "detect.mask"
+CPU_OPERATORS = frozenset(
+    ("CumSum", "NonMaxSuppression", "ReduceMax", "RoiAlign", "ScatterND", f"{RUNTIME_DOMAIN}.{RUNTIME_OP}")
+)
+# The nodes of these files whose outputs may have a size that depends on data: so many rows as boxes are found or kept.
+CPU_ROWS = ("detect.mask", "detect.nms", "rpn.nms")
 # In files whose contract says INT8.
 QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
@@ -31,8 +33,8 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (also of
     ``CPU_OPERATORS`` in a file for a CPU, of ``QUANTIZERS`` in an INT8 file), without subgraphs; no
     functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
-    known, but for one size of each tensor of the mask branch in a file for a CPU; TopK within TensorRT's limit; inputs
-    go straight into Cast.
+    known, but for one size of each tensor of NMS and the mask branch in a file for a CPU; TopK within TensorRT's
+    limit; inputs go straight into Cast.
     """
     promised = sum(form.endswith("/plugin") for form in contract.attention.values())
     found = sum(node.op_type == PLUGIN_OP for node in model.graph.node)

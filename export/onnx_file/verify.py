@@ -21,6 +21,7 @@ from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.graph.adaptive_roi_align import CellRoIAlign
 from wnlb.export.graph.deploy import DeployGraph, limits
+from wnlb.export.graph.static_ops import StaticNMS
 from wnlb.export.onnx_file.reference import (
     BOX_TOLERANCE,
     MASK_TOLERANCE,
@@ -33,6 +34,7 @@ from wnlb.export.onnx_file.reference import (
     worst,
 )
 from wnlb.runtime.contract import CONTENT
+from wnlb.runtime.denormals import flush_in_session, without_denormals
 from wnlb.runtime.errors import VerificationError
 
 CASES = ("noise", "dark scene", "padded", "nothing to detect")
@@ -58,7 +60,7 @@ class CaseReport:
     name: str
     found: Difference  # of the file from the eager model in float32
     rounding: Rounding | None  # where ``found`` is not within the tolerances, for this input or another
-    chains: dict[str, int]  # NMS stage -> rounds that its boxes need
+    chains: dict[str, int]  # NMS stage -> rounds that its boxes need; empty where any number is taken
     candidates_full: bool  # more detections than slots before the last NMS, with rows left over
     crowded: dict[str, int] = field(default_factory=dict)  # RoIAlign's stage -> boxes of more samples than it takes
     # The eager model's own detections are chance on this input, while others judge: it only has to run.
@@ -162,7 +164,8 @@ def verify(
     reports = [case.report for case in cases]
     if any(_beyond(report.found, TOLERANCES) for report in reports):
         reports = _held_against_float64(cases, eager)
-    problems = [problem for report in reports for problem in report.problems(graph.rpn.nms.rounds)]
+    nms_rounds = graph.rpn.nms.rounds if isinstance(graph.rpn.nms, StaticNMS) else 0
+    problems = [problem for report in reports for problem in report.problems(nms_rounds)]
     if problems:
         raise VerificationError(f"verification failed, no file was written: {'; '.join(problems)}")
     return reports
@@ -237,7 +240,8 @@ class _Case:
 def _case(name: str, session: ort.InferenceSession, eager: Eager, graph: DeployGraph, own: _Input) -> _Case:
     truth, features = eager.detections(*own)
     names = [value.name for value in session.get_outputs()]
-    outputs = dict(zip(names, session.run(None, {"image": own.image, CONTENT: own.content}), strict=True))
+    with without_denormals():
+        outputs = dict(zip(names, session.run(None, {"image": own.image, CONTENT: own.content}), strict=True))
     threshold = eager.model.roi_heads.score_thresh
     found = difference(truth, outputs, threshold)
     limit = limits(torch.from_numpy(own.content).to(features[0].dtype))
@@ -290,11 +294,14 @@ def _margins(graph: DeployGraph, features: list[Tensor], limit: Tensor) -> tuple
     detect: Any = graph.detect
     with torch.no_grad():
         boxes, _, valid = graph.rpn.ranked(features, limit)
-        chains = {"proposals": graph.rpn.nms.chain_length(boxes.flatten(0, 1), valid.flatten(0, 1))}
+        chains = {}
+        if isinstance(graph.rpn.nms, StaticNMS):
+            chains["proposals"] = graph.rpn.nms.chain_length(boxes.flatten(0, 1), valid.flatten(0, 1))
         proposals, real = graph.rpn(features, limit)
         maps = detect.maps(features[:4])
         boxes, _, labels, valid = detect.ranked(maps, proposals, real, limit)
-        chains["detections"] = detect.nms.chain_length(boxes, valid, labels)
+        if isinstance(detect.nms, StaticNMS):
+            chains["detections"] = detect.nms.chain_length(boxes, valid, labels)
         cut_off = (valid.sum(1) == valid.shape[1]) & (detect.nms(boxes, valid, labels).sum(1) < detect.detections)
         every_pair = proposals.shape[1] * (detect.box_predictor.cls_score.out_features - 1)
         crowded = {}
@@ -331,4 +338,6 @@ def with_score_threshold(onnx_path: Path, value: float) -> bytes:
 def _session(model: str | bytes) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    flush_in_session(options)
+    with without_denormals():
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

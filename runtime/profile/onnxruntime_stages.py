@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from wnlb.runtime.denormals import without_denormals
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.profile.stages import stage_times
@@ -26,8 +27,9 @@ def stages_in_onnxruntime(path: Path, inputs: dict[str, Any], threads: int, runs
     """
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(path, device="cpu", threads=threads, profile_prefix=str(Path(folder) / "profile"))
-        for _ in range(WARM_UP + runs):
-            session.run(None, inputs)
+        with without_denormals():
+            for _ in range(WARM_UP + runs):
+                session.run(None, inputs)
         try:
             events = json.loads(Path(session.end_profiling()).read_text())
         except (OSError, ValueError) as error:

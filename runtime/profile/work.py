@@ -193,6 +193,8 @@ def _flops(node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], outputs: int
         return 2.0 * math.prod(shapes[0]) * math.prod(shapes[1][1:])  # weight: [C, M / groups, ...]
     if node.op_type == "MatMul":
         return 2.0 * outputs * shapes[0][-1]
+    if node.op_type == "MultiHeadAttention":  # query, key [B, N, d], value [B, N, e], output [B, N, e]
+        return 2.0 * shapes[1][1] * (math.prod(shapes[0]) + outputs)
     if node.op_type == "Gemm":
         return 2.0 * outputs * shapes[0][0 if attributes.get("transA") else 1]
     if node.op_type in ("AveragePool", "MaxPool"):

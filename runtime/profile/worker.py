@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.contract import METADATA_KEY
+from wnlb.runtime.denormals import without_denormals
 from wnlb.runtime.engine.backend import TensorRtBackend
 from wnlb.runtime.engine.engine import TensorRtEngine
 from wnlb.runtime.engine.manifest import read_manifest
@@ -255,7 +256,8 @@ class _BareOnnx(_Session):
         self._inputs = {value.name: _zeros(model, value) for value in session.get_inputs()}
 
     def run(self) -> Times:
-        self._session.run(None, self._inputs)
+        with without_denormals():
+            self._session.run(None, self._inputs)
         return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tensorrt_rtx_build import build_in_tensorrt_rtx
 
 from wnlb.export.onnx_file import export_onnx as stage
 from wnlb.export.onnx_file.export_onnx import ExportReport, export_onnx
-from wnlb.export.onnx_file.fuse import PLUGIN_OP
+from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_OP
 from wnlb.export.onnx_file.lint import lint
 from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata
 from wnlb.export.onnx_file.reference import match
@@ -41,7 +42,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"weighted": False},
         {"masks": "none", "width": 160, "attention": "c2=plugin,c5=plugin"},
     ),
-    "for a CPU, batch 2": ({"levels": ("c3",)}, {"target": "cpu", "batch": 2}),
+    "for a CPU, batch 2": ({"levels": ("c2", "c3")}, {"target": "cpu", "batch": 2, "attention_memory": 2**20}),
     "no blocks, few proposals": ({"levels": ()}, {"post_nms_top_n": 50, "detections": 10, "candidates": 200}),
 }
 
@@ -64,8 +65,10 @@ def test_variants_export_verify_and_build(tmp_path: Path, variant: str) -> None:
     lint(file, contract)  # as it lies on disk
     if "attention_memory" in VARIANTS[variant][1]:
         assert report.plans[0].chunks > 1
-        assert sum(node.op_type == "Softmax" and "layer1.wnlb" in node.name for node in file.graph.node) > 1
+        of_c2 = Counter(node.op_type for node in file.graph.node if "layer1.wnlb" in node.name)
+        assert of_c2[RUNTIME_OP] == 1 if report.contract.target == "cpu" else of_c2["Softmax"] > 1
     forms = [plan.form for plan in report.plans]
+    assert sum(node.op_type == RUNTIME_OP for node in file.graph.node) == forms.count("multi-head")
     assert sum(node.op_type == PLUGIN_OP for node in file.graph.node) == len(file.functions) == forms.count("plugin")
     if report.contract.target == "gpu":
         assert build_in_tensorrt_rtx(path) > 1e6

@@ -20,7 +20,13 @@ from small_models import small_config, small_model
 from torch import Tensor, nn
 
 from wnlb.export.onnx_file.export_onnx import export_onnx
-from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
+from wnlb.export.onnx_file.fuse import (
+    PLUGIN_OP,
+    RUNTIME_OP,
+    fuse_attention,
+    unfuse_attention,
+    use_multi_head_attention,
+)
 from wnlb.export.onnx_file.lint import lint
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import METADATA_KEY, Contract
@@ -301,6 +307,23 @@ def test_pieces_by_slices() -> None:
     model = constants_to_initializers(by_hand(in_slices((0, 10, 20, 24), (0, 1, 2))))
     fused = assert_fuses_and_comes_back(model, 1, X)
     assert operators(fused) == {"Conv": 3, "Reshape": 4, PLUGIN_OP: 1}
+
+
+@pytest.mark.parametrize(
+    "pieces", [lambda named, nodes: None, in_slices((0, 10, 20, 24), (0, 1, 2))], ids=["whole", "cut"]
+)
+def test_as_the_operator_of_onnx_runtime(pieces: Callable[..., None]) -> None:
+    model = constants_to_initializers(by_hand(pieces))
+    native = copy_of(model)
+    assert use_multi_head_attention(native)
+    assert operators(native) == {"Conv": 3, "Reshape": 4, "Transpose": 4, RUNTIME_OP: 1}
+    assert np.allclose(*outputs(native, X), *outputs(model, X), rtol=1e-6, atol=1e-6)
+    known = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in native.graph.value_info}
+    (node,) = (node for node in native.graph.node if node.op_type == RUNTIME_OP)
+    assert known[node.output[0]] == [1, 24, 4]
+    before = copy_of(native)
+    assert not use_multi_head_attention(native)  # idempotent
+    assert native == before
 
 
 @pytest.mark.parametrize("borders", [(0, 10, 20), (4, 10, 24)], ids=str)
