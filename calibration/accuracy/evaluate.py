@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,12 +20,14 @@ from wnlb.runtime.predictor import Predictor
 
 # Mean linear luminance of a picture, 1 is a white one: a starless street, ..., dusk, daylight.
 BIN_EDGES = (0.0, 0.015, 0.03, 0.06, 0.12, 1.0)
-_LUMINANCE = np.array([0.0722, 0.7152, 0.2126], np.float32)  # of linear B, G, R (ITU-R BT.709)
+_LUMINANCE = np.array([0.0722, 0.7152, 0.2126])  # of linear B, G, R (ITU-R BT.709)
 
 
 def luminance(picture_bgr: NDArray[np.uint8]) -> float:
     """Mean linear luminance from 0 to 1 of a uint8 sRGB picture ``[h, w, 3]`` in BGR."""
-    return float((linear_from_srgb(picture_bgr) @ _LUMINANCE).mean())
+    histograms = [cv2.calcHist([picture_bgr], [channel], None, [256], [0, 256]) for channel in range(3)]
+    linear = np.reshape(histograms, (3, 256)) @ linear_from_srgb(np.arange(256, dtype=np.uint8)).astype(np.float64)
+    return float(linear @ _LUMINANCE / (picture_bgr.shape[0] * picture_bgr.shape[1]))
 
 
 def darkness_bin(value: float) -> str:
