@@ -4,10 +4,10 @@
     python scripts/bench_host.py model.onnx --sizes 1080x1920 --format png --count 24 --rounds 5
 
 Pictures are night scenes, a folder for each size. Stages are run one after the other on each picture; the commands,
-``wnlb predict`` and ``wnlb evaluate``, in turn with as many runs of the inference alone, all from the opening of the
-model, in one process, with the same threads. Beside the time on the clock stands that of the processor, of all threads
-together, which other work on the machine changes least. Shares: all host stages of a stage table against the inference;
-the inference alone against a whole command.
+``wnlb predict``, ``wnlb evaluate`` and ``wnlb run --video``, in turn with as many runs of the inference alone, all from
+the opening of the model, in one process, with the same threads. Beside the time on the clock stands that of the
+processor, of all threads together, which other work on the machine changes least. Shares: all host stages of a stage
+table against the inference; the inference alone against a whole command.
 """
 
 from __future__ import annotations
@@ -137,11 +137,12 @@ def whole(model: Path, night: Path, threads: int, rounds: int) -> dict[str, list
             if code := wnlb([*map(str, words), *common]):
                 raise WnlbError(f"wnlb {words[0]} ended with exit code {code}")
 
-    labels = ("--annotations", night / "annotations.json")
+    labels, video = ("--annotations", night / "annotations.json"), night / "overlays.mp4"
     ways: dict[str, Callable[[], None]] = {
         "alone": alone,
         "predict": lambda: command("predict", model, night / "images", "-o", night / "out", "--quiet"),
         "evaluate": lambda: command("evaluate", model, "--images", night / "images", *labels),
+        "run": lambda: command("run", model, night / "images", "--video", video, "--quiet"),
     }
     costs: dict[str, list[Cost]] = {way: [] for way in ways}
     for number in range(rounds + 1):
