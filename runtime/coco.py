@@ -47,7 +47,7 @@ def coco_results(detections: Detections, image_id: int | str) -> list[dict[str, 
             "area": round((x2 - x1) * (y2 - y1), 1),
         }
         if detections.masks is not None:
-            entry["area"] = int(detections.masks[i].pixels.sum())
+            entry["area"] = int(np.count_nonzero(detections.masks[i].pixels))
             entry["segmentation"] = encode_mask(detections.masks[i], detections.height, detections.width)
         entries.append(entry)
     return entries
@@ -63,9 +63,11 @@ def encode_mask(mask: Mask, height: int, width: int) -> dict[str, Any]:
 
 def _counts(mask: Mask, height: int, width: int) -> list[int]:
     """Lengths of the runs of 0, 1, 0, ... down the columns of the frame."""
-    padded = np.pad(mask.pixels.T.astype(np.int8), ((0, 0), (1, 1)))  # [w, h + 2]
-    steps = np.diff(padded, axis=1)
-    columns, rows = np.nonzero(steps)  # starts and ends of the runs, column by column
+    h, w = mask.pixels.shape
+    padded = np.zeros((w, h + 2), bool)  # columns, between pixels of 0, so that none goes on in the next
+    padded[:, 1:-1] = mask.pixels.T
+    flat = padded.ravel()
+    columns, rows = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), h + 2)  # starts and ends of the runs
     edges = (columns + mask.x) * height + rows + mask.y
     # A run that reaches the bottom of the frame goes on at the top of the next column.
     joined = edges[:-1] == edges[1:]

@@ -57,11 +57,17 @@ def _draw_mask(
     if not pixels.any():
         return
     h, w = pixels.shape
+    mask = np.ascontiguousarray(pixels).view(np.uint8)
     part = picture[y : y + h, x : x + w]
-    blended = part[pixels] * (1 - _MASK_OPACITY) + np.array(color) * _MASK_OPACITY
-    part[pixels] = blended.astype(np.uint8)
-    outlines, _ = cv2.findContours(pixels.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.copyTo(cv2.LUT(part, _blended(color)), mask, part)
+    outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, outlines, -1, color, 1, cv2.LINE_AA, offset=(x, y))
+
+
+def _blended(color: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """``[1, 256, 3]``: what each value of each channel becomes under a mask of this colour."""
+    values = np.arange(256)[:, None] * (1 - _MASK_OPACITY) + np.array(color) * _MASK_OPACITY
+    return values.astype(np.uint8)[None]
 
 
 def _draw_label(

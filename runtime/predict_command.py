@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterator
 from pathlib import Path
 
 import cv2
@@ -22,6 +24,7 @@ from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.video_file import VideoFile
 from wnlb.runtime.live.window import Window
 from wnlb.runtime.onnxruntime_backend import DEVICES
+from wnlb.runtime.overlap import ahead
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.source import Frame, Source, open_source
@@ -76,11 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
         bar = tqdm(total=len(source) or None, unit="frame", disable=hidden, file=sys.stderr, leave=False)
         with bar:
             try:
-                for name in session.frames():
-                    bar.set_postfix_str(name, refresh=False)
-                    bar.update()
-                    if session.stopped:
-                        break
+                with contextlib.closing(session.frames()) as names:
+                    for name in names:
+                        bar.set_postfix_str(name, refresh=False)
+                        bar.update()
+                        if session.stopped:
+                            break
             except KeyboardInterrupt:
                 if not source.is_video:
                     session.abandon()
@@ -98,6 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 3 if session.failures else 0
 
 
+_Found = tuple[Frame, Detections | None]  # None where there is no picture
+
+
 class _Session:
     """One run over a source: predicts, writes, and keeps account."""
 
@@ -110,26 +117,40 @@ class _Session:
         self.found: Counter[str] = Counter()
         self.times_ms: defaultdict[str, list[float]] = defaultdict(list)
         self.stopped = False  # by q in the window
+        self._ended = False  # by the end of the source
+        self._started = time.perf_counter()
         self._video: VideoFile | None = None
         self._hint = FillHint(predictor.geometry)
 
-    def frames(self) -> Iterator[str]:
-        """Work through the source, a batch at a time; yields the name of each frame when it is done."""
+    def frames(self) -> Generator[str, None, None]:
+        """Work through the source; yields the name of each frame when it is done. Close it where it is left early.
+
+        Reading, inference and writing overlap.
+        """
+        with contextlib.closing(ahead(self._found(ahead(self._batches())))) as batches:
+            for frame, detections in itertools.chain.from_iterable(batches):
+                if frame.pixels is None or detections is None:
+                    self.failures.append(frame.error)
+                else:
+                    self._write_timed(frame.name, frame.pixels, detections)
+                yield frame.name
+        self._ended = True
+
+    def _batches(self) -> Generator[list[Frame], None, None]:
+        """As many frames as the model takes at a time; by itself, one that could not be read."""
         batch: list[Frame] = []
-        size = self.predictor.contract.batch
         for frame in self._timed_reads():
             if frame.pixels is None:
-                self.failures.append(frame.error)
-                yield frame.name
+                yield [frame]
                 continue
             batch.append(frame)
-            if len(batch) == size:
-                yield from self._predict(batch)
+            if len(batch) == self.predictor.contract.batch:
+                yield batch
                 batch = []
         if batch:
-            yield from self._predict(batch)
+            yield batch
 
-    def _timed_reads(self) -> Iterable[Frame]:
+    def _timed_reads(self) -> Iterator[Frame]:
         frames = iter(self.source)
         while True:
             started = time.perf_counter()
@@ -139,29 +160,33 @@ class _Session:
             self.times_ms["read"].append(1e3 * (time.perf_counter() - started))
             yield frame
 
-    def _predict(self, batch: list[Frame]) -> Iterator[str]:
+    def _found(self, batches: Generator[list[Frame], None, None]) -> Generator[list[_Found], None, None]:
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield self._predicted(batch)
+
+    def _predicted(self, batch: list[Frame]) -> list[_Found]:
         pictures = [frame.pixels for frame in batch if frame.pixels is not None]
+        if not pictures:
+            return [(frame, None) for frame in batch]
         try:
             found = self.predictor.predict_batch(pictures)
         except (PictureError, cv2.error) as error:  # of one size of picture: it must not cost its neighbours
             if len(batch) > 1:
-                for frame in batch:
-                    yield from self._predict([frame])
-            elif self.source.is_video:
+                return [found for frame in batch for found in self._predicted([frame])]
+            if self.source.is_video:
                 raise
-            else:
-                self.failures.append(f"picture {batch[0].name} cannot be prepared: {error}")
-                yield batch[0].name
-            return
+            return [(Frame(batch[0].name, None, f"picture {batch[0].name} cannot be prepared: {error}"), None)]
         for stage, ms in self.predictor.times_ms.items():
             self.times_ms[stage] += [ms / len(batch)] * len(batch)
-        for frame, pixels, detections in zip(batch, pictures, found, strict=True):
-            if hint := self._hint.about(*pixels.shape[:2]):
-                tqdm.write(f"wnlb predict: {hint}", file=sys.stderr)
-            started = time.perf_counter()
-            self._write(frame.name, pixels, detections)
-            self.times_ms["write"].append(1e3 * (time.perf_counter() - started))
-            yield frame.name
+        return list(zip(batch, found, strict=True))
+
+    def _write_timed(self, name: str, pixels: NDArray[np.uint8], detections: Detections) -> None:
+        if hint := self._hint.about(*pixels.shape[:2]):
+            tqdm.write(f"wnlb predict: {hint}", file=sys.stderr)
+        started = time.perf_counter()
+        self._write(name, pixels, detections)
+        self.times_ms["write"].append(1e3 * (time.perf_counter() - started))
 
     def _write(self, name: str, pixels: NDArray[np.uint8], detections: Detections) -> None:
         names = self.predictor.contract.class_names
@@ -214,7 +239,7 @@ class _Session:
     def remarks(self) -> list[str]:
         """A video that ended before its end, though not by the user."""
         stated, done = len(self.source), len(self.frame_sizes)
-        if not self.source.is_video or done >= stated or not self.source.at_end:
+        if not self.source.is_video or done >= stated or not self._ended:
             return []
         return [f"video {next(iter(self.source.paths))} ended after {done} of the {stated} frames that its file states"]
 
@@ -227,7 +252,9 @@ class _Session:
             (stage, f"{np.median(times):.1f}", f"{np.mean(times):.1f}", f"{np.max(times):.1f}")
             for stage, times in stages.items()
         ]
-        total = sum(float(np.mean(times)) for times in stages.values())
+        whole = (
+            1e3 * (time.perf_counter() - self._started) / max(frames, 1)
+        )  # less than the stages together: they overlap
         counts = {"read": len(self.failures) - self.unwritten, "written": self.unwritten}
         failed = "".join(f", {count} could not be {what}" for what, count in counts.items() if count)
         return "\n".join(
@@ -235,7 +262,7 @@ class _Session:
                 f"{frames} frame{'s' * (frames != 1)}{failed}; detections: {classes}",
                 self.predictor.backend.description,
                 "",
-                table(("stage", "median ms", "mean ms", "max ms"), [*rows, ("all", "", f"{total:.1f}", "")]),
+                table(("stage", "median ms", "mean ms", "max ms"), [*rows, ("whole frame", "", f"{whole:.1f}", "")]),
                 "",
                 f"overlays and detections.json are in {output}/",
             ]

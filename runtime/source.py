@@ -44,7 +44,6 @@ class PictureSource:
 
     is_video = False
     fps = 0.0
-    at_end = False
 
     def __init__(self, paths: list[Path], bits: int = 0) -> None:
         places = [Path(os.path.abspath(path)) for path in paths]  # a list may hold both kinds, and ..
@@ -101,7 +100,6 @@ class VideoSource:
         self._frames = max(frames, 0)
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps = fps if 0 < fps < math.inf else 25.0  # not of NaN either
-        self.at_end = False
 
     def release(self) -> None:
         """Close a source that nobody reads."""
@@ -117,7 +115,6 @@ class VideoSource:
             while True:
                 read, pixels = self._capture.read()
                 if not read:
-                    self.at_end = True
                     break
                 yield Frame(f"{self._name}_{number:06d}", np.asarray(pixels, np.uint8))
                 number += 1

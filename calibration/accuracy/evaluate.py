@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,16 +17,23 @@ from wnlb.calibration.labels.labels import Id, Image, Labels
 from wnlb.calibration.labels.pictures import LabelledPictures
 from wnlb.calibration.scenes.camera import linear_from_srgb
 from wnlb.runtime.coco import coco_results
+from wnlb.runtime.detections import Detections
+from wnlb.runtime.overlap import ahead
 from wnlb.runtime.predictor import Predictor
 
 # Mean linear luminance of a picture, 1 is a white one: a starless street, ..., dusk, daylight.
 BIN_EDGES = (0.0, 0.015, 0.03, 0.06, 0.12, 1.0)
-_LUMINANCE = np.array([0.0722, 0.7152, 0.2126], np.float32)  # of linear B, G, R (ITU-R BT.709)
+_LUMINANCE = np.array([0.0722, 0.7152, 0.2126])  # of linear B, G, R (ITU-R BT.709)
+
+_Read = tuple[Image, str, NDArray[np.uint8]]  # with the bin of its darkness
+_Found = tuple[Image, str, Detections]
 
 
 def luminance(picture_bgr: NDArray[np.uint8]) -> float:
     """Mean linear luminance from 0 to 1 of a uint8 sRGB picture ``[h, w, 3]`` in BGR."""
-    return float((linear_from_srgb(picture_bgr) @ _LUMINANCE).mean())
+    histograms = [cv2.calcHist([picture_bgr], [channel], None, [256], [0, 256]) for channel in range(3)]
+    linear = np.reshape(histograms, (3, 256)) @ linear_from_srgb(np.arange(256, dtype=np.uint8)).astype(np.float64)
+    return float(linear @ _LUMINANCE / (picture_bgr.shape[0] * picture_bgr.shape[1]))
 
 
 def darkness_bin(value: float) -> str:
@@ -67,19 +76,31 @@ def evaluate_pictures(
 ) -> Evaluation:
     """As ``evaluate``, of labels without two categories of one name, with pictures from anywhere.
 
-    ``picture_of`` gives the picture of an image, uint8 BGR of its height and width.
+    ``picture_of`` gives the picture of an image, uint8 BGR of its height and width; it is called by a thread, and
+    ``predictor`` by another: reading, inference and encoding of masks overlap. ``on_done`` is called by this one.
     """
     ids = category_ids(predictor.contract.class_names, labels)
     results: list[dict[str, Any]] = []
     bins: dict[str, list[Id]] = {}
     masks = True
+    with contextlib.closing(ahead(_found(predictor, ahead(_read(labels, picture_of))))) as found:
+        for image, key, detections in found:
+            bins.setdefault(key, []).append(image.id)
+            masks = masks and detections.masks is not None
+            for entry in coco_results(detections, image.id):
+                if (category := ids[entry["category_id"] - 1]) is not None:
+                    results.append({**entry, "category_id": category})
+            on_done()
+    return score(labels, results, bins, name, masks)
+
+
+def _read(labels: Labels, picture_of: Callable[[Image], NDArray[np.uint8]]) -> Generator[_Read, None, None]:
     for image in labels.images:
         picture = picture_of(image)
-        bins.setdefault(darkness_bin(luminance(picture)), []).append(image.id)
-        found = predictor(picture)
-        masks = masks and found.masks is not None
-        for entry in coco_results(found, image.id):
-            if (category := ids[entry["category_id"] - 1]) is not None:
-                results.append({**entry, "category_id": category})
-        on_done()
-    return score(labels, results, bins, name, masks)
+        yield image, darkness_bin(luminance(picture)), picture
+
+
+def _found(predictor: Predictor, pictures: Generator[_Read, None, None]) -> Generator[_Found, None, None]:
+    with contextlib.closing(pictures):
+        for image, key, picture in pictures:
+            yield image, key, predictor(picture)

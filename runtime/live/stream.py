@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,13 +17,12 @@ from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError
 from wnlb.runtime.latency import RecentTimes
 from wnlb.runtime.live.feed import Capture, Feed, as_bgr, open_feed
+from wnlb.runtime.overlap import Slot
 from wnlb.runtime.predictor import Predictor
 
 BACK_OFF = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to open a lost camera again
 STALLED = 15.0  # seconds without a frame, and a camera counts as lost although its driver says nothing
 ODD_FRAMES = 100  # so many in a row, and the camera counts as lost
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +93,8 @@ class Stream:
         self._predictor = predictor
         self._every_frame = every_frame or bool(self.feed.picture_names)
         self._stop = threading.Event()
-        self._frames = _Slot[_Captured](self._stop)
-        self._results = _Slot[Result](self._stop)
+        self._frames = Slot[_Captured](self._stop)
+        self._results = Slot[Result](self._stop)
         self._recent = RecentTimes()
         self._counts = _Counts()
         self._on_change = on_change
@@ -287,50 +286,3 @@ class _Counts:
     last_error: str = ""
     last_frame: float = field(default_factory=time.perf_counter)
     failure: BaseException | None = None
-
-
-class _Slot(Generic[_Item]):
-    """Room for one item between two threads."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self.dropped = 0
-        self._stop = stop
-        self.ended = False
-        self._item: _Item | None = None
-        self._changed = threading.Condition()
-
-    def put(self, item: _Item, wait: bool) -> None:
-        """Put an item in: when the one before is taken (``wait``), or at once, in its place."""
-        with self._changed:
-            if wait:
-                self._changed.wait_for(lambda: self._item is None or self._stop.is_set())
-            if self._stop.is_set():
-                return
-            self.dropped += self._item is not None
-            self._item = item
-            self._changed.notify_all()
-
-    def take(self, timeout: float | None = None) -> _Item | None:
-        """The item, when there is one; None at the end, or when the time is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._item is not None or self.ended or self._stop.is_set(), timeout)
-            item, self._item = self._item, None
-            self._changed.notify_all()
-            return None if self._stop.is_set() else item
-
-    def wait_free(self) -> bool:
-        """Wait until nothing is in it; False at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._item is None or self._stop.is_set())
-            return not self._stop.is_set()
-
-    def end(self) -> None:
-        """No more items come; the one inside can still be taken."""
-        with self._changed:
-            self.ended = True
-            self._changed.notify_all()
-
-    def wake(self) -> None:
-        """See that the stop is noticed."""
-        with self._changed:
-            self._changed.notify_all()

@@ -7,6 +7,7 @@ from model_inputs import whole
 from wnlb.runtime.backend import open_backend
 from wnlb.runtime.contract import METADATA_KEY
 from wnlb.runtime.errors import ContractError, WnlbError
+from wnlb.runtime.onnxruntime_backend import open_session
 
 
 @pytest.mark.parametrize("image", [0, 51, 255])
@@ -18,6 +19,11 @@ def test_runs_a_model_as_its_contract_says(planted_model_path, image):
     assert all(values.dtype == kinds.get(name, np.float32) for name, values in outputs.items())
     np.testing.assert_allclose(outputs["scores"], [[image / 255, image / 510]] * 2, rtol=1e-6)
     assert backend.description.endswith("CPU, 1 threads")
+
+
+def test_threads_that_wait_soon_leave_their_core_to_others(planted_model_path):
+    options = open_session(planted_model_path, device="cpu", threads=2).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "100"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 
@@ -57,6 +58,24 @@ def test_a_mask_is_blended_with_the_colour_of_its_class():
     expected = 0.58 * 130 + 0.42 * np.array(class_color(2))
     assert np.abs(inside - expected).max() <= 1
     np.testing.assert_array_equal(picture[115, 150], GREY[115, 150])  # in the box, beside the mask
+
+
+@pytest.mark.parametrize("density", [0.02, 0.5, 1.0])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_blending_is_that_of_float64_rounded_down(density, order):
+    """At every value and place, whatever the memory of mask and frame looks like."""
+    rng = np.random.default_rng(7)
+    frame = rng.integers(0, 256, (W, H, 3), np.uint8).transpose(1, 0, 2)
+    pixels = np.asarray(rng.random((100, 150)) < density, order=order)
+    given = pixels.copy()
+    picture = draw(frame, detections((1, 290, 4, 295), labels=[3], masks=(Mask(90, 120, pixels),)), NAMES * 2)
+    np.testing.assert_array_equal(pixels, given)
+    expected = frame.copy()
+    inner = expected[120:220, 90:240]
+    inner[pixels] = (inner[pixels].astype(np.float64) * (1 - 0.42) + np.array(class_color(3)) * 0.42).astype(np.uint8)
+    outlines, _ = cv2.findContours(pixels.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(expected, outlines, -1, class_color(3), 1, cv2.LINE_AA, offset=(90, 120))
+    np.testing.assert_array_equal(picture[:250], expected[:250])  # below are box and label
 
 
 def test_an_empty_mask_leaves_the_box_drawn():

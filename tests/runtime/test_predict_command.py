@@ -1,12 +1,15 @@
+import errno
 import json
 import shutil
+import time
 
 import cv2
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from wnlb.runtime import cli
+from wnlb.runtime import cli, predict_command, source
+from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.predictor import Predictor
 
 SIZE = (32, 48)  # of the pictures: half of the planted model's input
@@ -236,6 +239,31 @@ def iter_frames(path):
     capture = cv2.VideoCapture(str(path))
     while (read := capture.read())[0]:
         yield read[1]
+
+
+def test_pictures_do_not_pile_up(wnlb_here, planted_model_path, tmp_path, monkeypatch):
+    """Reading goes ahead of writing by five batches at most, and ends where writing does."""
+    for number in range(40):
+        picture(tmp_path / "night" / f"{number:02d}.bmp")
+    read_picture, draw, read, ahead = source.read_picture, predict_command.draw, [], []
+
+    def counted(*what):
+        read.append(what)
+        return read_picture(*what)
+
+    def slow(*what):
+        time.sleep(0.01)
+        ahead.append(len(read) - len(ahead))
+        if len(ahead) == 20:
+            raise WnlbError("full") from OSError(errno.ENOSPC, "full")
+        return draw(*what)
+
+    monkeypatch.setattr(source, "read_picture", counted)
+    monkeypatch.setattr(predict_command, "draw", slow)
+    assert "full" in wnlb_here("predict", planted_model_path, tmp_path / "night", "-o", tmp_path / "out").refused()
+    assert 2 < max(ahead) <= 10
+    assert len(read) <= 30
+    assert len(files(tmp_path / "out")) == 19
 
 
 def test_interrupted_pictures_are_an_interruption(planted_model_path, night, tmp_path, monkeypatch, capsys):
