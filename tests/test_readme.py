@@ -8,7 +8,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -68,8 +70,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint_path: Path
     return folder
 
 
-def test_commands_run_as_they_stand(folder: Path) -> None:
-    ran = []
+def test_commands_run_as_they_stand(
+    folder: Path, wnlb_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of each in a process of its own; the others in this one, which has imported all that they need."""
+    monkeypatch.chdir(folder)
+    ran: set[str] = set()
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for line in sorted(commands(), key=lambda line: ORDER.index(line.split()[1])):
         words = shlex.split(line)
@@ -92,10 +98,15 @@ def test_commands_run_as_they_stand(folder: Path) -> None:
                 (folder / name).mkdir()
                 shutil.copy(folder / "report" / "report.json", folder / name)
         shutil.rmtree(folder / "out", ignore_errors=True)
-        run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, f"{line}: {run.stderr}"
-        ran.append(words[1])
-    assert set(ran) == set(ORDER)
+        if words[1] in ran:
+            again = wnlb_here(*words[1:])
+            code, said = again.code, again.err
+        else:
+            first = subprocess.run(words, env=environment, capture_output=True, text=True)
+            code, said = first.returncode, first.stderr
+        assert code == 0, f"{line}: {said}"
+        ran.add(words[1])
+    assert ran == set(ORDER)
 
 
 def test_python_examples_run(folder: Path, small_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
