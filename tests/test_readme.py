@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_models import small_model
 from small_peers import write_detectron2_checkpoint, write_mmdet_checkpoint
 
 from wnlb.calibration.scenes.shapes import CLASSES
@@ -50,12 +51,10 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint_path: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the examples name: checkpoints, class names, pictures and a video."""
-    from wnlb.export.checkpoints.checkpoint import load_checkpoint
-
     folder = tmp_path_factory.mktemp("readme")
-    torch.save({"model": load_checkpoint(small_checkpoint_path)[0].state_dict()}, folder / "checkpoint.pth")
+    torch.save({"model": small_model(levels=("c2",)).state_dict()}, folder / "checkpoint.pth")
     write_mmdet_checkpoint(folder / "epoch_12.pth")
     write_detectron2_checkpoint(folder / "model_final.pth", folder / "config.yaml")
     (folder / "names.txt").write_text("\n".join(CLASSES))
@@ -87,7 +86,18 @@ def test_commands_run_as_they_stand(
             words += ["--count", "4", "--size", "64x96"]
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
         if words[1] == "export":
-            words += ["--pre-nms", "50", "--post-nms", "50", "--candidates", "50", "--detections", "20"]
+            words += [
+                "--pre-nms",
+                "50",
+                "--post-nms",
+                "50",
+                "--candidates",
+                "50",
+                "--detections",
+                "20",
+                "--nms-rounds",
+                "16",
+            ]
         if words[1] == "profile":
             words += ["--duration", "0.1", "--no-stages"]
             words += ["--precisions", "fp16", "--backends", "onnxruntime"] if "checkpoint.pth" in words else []
