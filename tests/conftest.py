@@ -1,4 +1,4 @@
-"""A small real model, exported once in a run; contracts."""
+"""A small real model, exported once in a run; contracts; the command, in a process of its own and in this one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import contextlib
 import fcntl
 import gc
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from small_models import small_config, small_model
 from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
+from wnlb.runtime.cli import main
 from wnlb.runtime.contract import Contract
 
 # Counts that a CPU is through with in a fifth of the time of the usual ones.
@@ -107,3 +111,53 @@ def make_contract() -> Callable[..., Contract]:
         return Contract(**{**counts, **thresholds, **shape, **entries})
 
     return make
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self) -> str:
+        """The message of a command that says one line and exits with 2."""
+        assert self.code == 2, self
+        assert self.out == "", self
+        assert self.err.startswith("wnlb"), self
+        assert self.err.endswith("\n"), self
+        assert self.err.count("\n") == 1, self
+        return self.err.strip()
+
+
+@pytest.fixture(scope="session")
+def wnlb() -> Callable[..., Ran]:
+    """Runs ``wnlb`` with these words in a process of its own, without a display."""
+
+    def run(*words: object, cwd: Path | None = None) -> Ran:
+        hidden = ("DISPLAY", "WAYLAND_DISPLAY", "OPENCV_LOG_LEVEL", "OPENCV_FFMPEG_LOGLEVEL")
+        env = {key: value for key, value in os.environ.items() if key not in hidden}
+        command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=120, check=False)
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def wnlb_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """As ``wnlb``, in this process: for many commands that end soon, or need PyTorch, which takes seconds to import."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: object) -> Ran:
+        capsys.readouterr()
+        try:
+            code = main([*map(str, words)])
+        except SystemExit as ended:  # how argparse refuses
+            code = int(ended.code or 0)
+        return Ran(code, *capsys.readouterr())
+
+    return run

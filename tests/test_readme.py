@@ -8,12 +8,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from small_models import small_model
 from small_peers import write_detectron2_checkpoint, write_mmdet_checkpoint
 
 from wnlb.calibration.scenes.shapes import CLASSES
@@ -48,12 +51,10 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint_path: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the examples name: checkpoints, class names, pictures and a video."""
-    from wnlb.export.checkpoints.checkpoint import load_checkpoint
-
     folder = tmp_path_factory.mktemp("readme")
-    torch.save({"model": load_checkpoint(small_checkpoint_path)[0].state_dict()}, folder / "checkpoint.pth")
+    torch.save({"model": small_model(levels=("c2",)).state_dict()}, folder / "checkpoint.pth")
     write_mmdet_checkpoint(folder / "epoch_12.pth")
     write_detectron2_checkpoint(folder / "model_final.pth", folder / "config.yaml")
     (folder / "names.txt").write_text("\n".join(CLASSES))
@@ -68,8 +69,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_checkpoint_path: Path
     return folder
 
 
-def test_commands_run_as_they_stand(folder: Path) -> None:
-    ran = []
+def test_commands_run_as_they_stand(
+    folder: Path, wnlb_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of each in a process of its own; the others in this one, which has imported all that they need."""
+    monkeypatch.chdir(folder)
+    ran: set[str] = set()
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for line in sorted(commands(), key=lambda line: ORDER.index(line.split()[1])):
         words = shlex.split(line)
@@ -81,7 +86,18 @@ def test_commands_run_as_they_stand(folder: Path) -> None:
             words += ["--count", "4", "--size", "64x96"]
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
         if words[1] == "export":
-            words += ["--pre-nms", "50", "--post-nms", "50", "--candidates", "50", "--detections", "20"]
+            words += [
+                "--pre-nms",
+                "50",
+                "--post-nms",
+                "50",
+                "--candidates",
+                "50",
+                "--detections",
+                "20",
+                "--nms-rounds",
+                "16",
+            ]
         if words[1] == "profile":
             words += ["--duration", "0.1", "--no-stages"]
             words += ["--precisions", "fp16", "--backends", "onnxruntime"] if "checkpoint.pth" in words else []
@@ -92,10 +108,15 @@ def test_commands_run_as_they_stand(folder: Path) -> None:
                 (folder / name).mkdir()
                 shutil.copy(folder / "report" / "report.json", folder / name)
         shutil.rmtree(folder / "out", ignore_errors=True)
-        run = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
-        assert run.returncode == 0, f"{line}: {run.stderr}"
-        ran.append(words[1])
-    assert set(ran) == set(ORDER)
+        if words[1] in ran:
+            again = wnlb_here(*words[1:])
+            code, said = again.code, again.err
+        else:
+            first = subprocess.run(words, env=environment, capture_output=True, text=True)
+            code, said = first.returncode, first.stderr
+        assert code == 0, f"{line}: {said}"
+        ran.add(words[1])
+    assert ran == set(ORDER)
 
 
 def test_python_examples_run(folder: Path, small_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

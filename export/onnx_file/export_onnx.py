@@ -24,6 +24,7 @@ from wnlb.export.graph.node_nms import onnx_suppress
 from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_OP, fuse_attention, use_multi_head_attention
 from wnlb.export.onnx_file.lint import lint
+from wnlb.export.onnx_file.onnx_program import onnx_program
 from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata, simplify
 from wnlb.export.onnx_file.reference import Eager
 from wnlb.export.onnx_file.verify import CASES, CaseReport, verify
@@ -194,13 +195,12 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
     try:
         with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
+            program = onnx_program(
                 graph,
                 examples,
                 input_names=list(contract.input_shapes),
                 output_names=list(contract.output_shapes),
                 opset_version=OPSET,
-                dynamo=True,
                 verbose=False,
                 optimize=False,
                 custom_translation_table={torch.ops.wnlb.suppress.default: onnx_suppress},

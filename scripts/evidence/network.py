@@ -84,7 +84,8 @@ def run(context: Context) -> None:
 
 def _cases(context: Context) -> Iterator[Case]:
     if context.rehearse:
-        model = fresh_model(ModelConfig(num_classes=9, backbone="resnet18", class_names=LIS_CLASSES), size=64)
+        narrow = {"fpn_channels": 32, "box_features": 64, "mask_channels": (16, 16), "mask_hidden": 16}
+        model = fresh_model(ModelConfig(9, "resnet18", class_names=LIS_CLASSES, **narrow), size=64)
         model.rpn._pre_nms_top_n["testing"] = model.rpn._post_nms_top_n["testing"] = 32
         model.roi_heads.detections_per_img = 8
         yield Case("untrained ResNet-18", 64, 96, model)

@@ -20,13 +20,9 @@ def median_ms(action: Callable[[], Any], device: str) -> float:
 
 
 def _clock_ms(action: Callable[[], Any]) -> float:
-    action()
-    taken = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        action()
-        taken.append(1e3 * (time.perf_counter() - begun))
-    return statistics.median(taken)
+    begun = time.perf_counter()
+    action()  # once: a rehearsal's figures mean nothing, and an interpreted kernel takes seconds
+    return 1e3 * (time.perf_counter() - begun)
 
 
 def _graph_ms(action: Callable[[], Any]) -> float:

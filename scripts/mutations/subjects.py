@@ -1,4 +1,7 @@
-"""The kinds of files that are damaged: good ones, and what reads them."""
+"""The kinds of files that are damaged: good ones, and what reads them.
+
+PyTorch and its exporter take five seconds to import: only what needs them does so.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,23 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import cv2
 import numpy as np
 import onnx
-import torch
-from fresh_checkpoint import LIS_CLASSES, fresh_model
 
 from mutations.damage import damaged_bytes, damaged_json
 from mutations.running import Subject
 from wnlb.calibration.accuracy.classes import one_category_a_name
 from wnlb.calibration.accuracy.score import score
 from wnlb.calibration.labels.reader import read_labels
-from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from wnlb.export.model import ModelConfig
-from wnlb.export.onnx_file.export_onnx import export_onnx
-from wnlb.export.options import ExportOptions
 from wnlb.runtime.cli import main
 from wnlb.runtime.engine.manifest import Manifest, manifest_path
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import sha256_of
 from wnlb.runtime.pictures import read_picture
 from wnlb.runtime.profile.report import FORMAT
-
-_NARROW = {"fpn_channels": 16, "box_features": 16, "mask_channels": (8, 8), "mask_hidden": 8}
-_CONFIG = ModelConfig(num_classes=9, backbone="resnet18", class_names=LIS_CLASSES, **_NARROW)
 
 
 def command(*words: object) -> None:
@@ -65,7 +60,11 @@ def _listening(said: list[str]):  # type: ignore[no-untyped-def]
 
 def checkpoints(folder: Path) -> list[Path]:
     """The same weights in four containers, each in a folder of its own."""
-    model = fresh_model(_CONFIG, size=64)
+    import torch
+
+    from wnlb.export.checkpoints.checkpoint import save_checkpoint
+
+    model, config = _network()
     paths = [
         _in(folder, name, f"model.{suffix}") for name, suffix in (("a", "pth"), ("b", "pth"), ("c", "safetensors"))
     ]
@@ -73,15 +72,35 @@ def checkpoints(folder: Path) -> list[Path]:
     state = {"model": weights, "epoch": 12, "lr": np.float64(0.1), "args": {"batch": 4, "name": "night"}}
     torch.save(state, paths[0])
     torch.save(state, paths[1], _use_new_zipfile_serialization=False)
-    save_checkpoint(model, _CONFIG, paths[2], torch.float16)
+    save_checkpoint(model, config, paths[2], torch.float16)
     return paths
 
 
+def loaded(path: Path) -> object:
+    from wnlb.export.checkpoints.checkpoint import load_checkpoint
+
+    return load_checkpoint(path)
+
+
 def onnx_files(folder: Path) -> list[Path]:
-    path = _in(folder, "a", "model.onnx")
+    from wnlb.export.onnx_file.export_onnx import export_onnx
+    from wnlb.export.options import ExportOptions
+
+    path, (model, config) = _in(folder, "a", "model.onnx"), _network()
     options = ExportOptions(64, 64, pre_nms_top_n=8, post_nms_top_n=8, candidates=8, detections=4)
-    export_onnx(fresh_model(_CONFIG, size=64), path, options, class_names=LIS_CLASSES)
+    export_onnx(model, path, options, class_names=config.class_names)
     return [path]
+
+
+def _network() -> tuple[Any, Any]:
+    """A narrow model and its configuration."""
+    from fresh_checkpoint import LIS_CLASSES, fresh_model
+
+    from wnlb.export.model import ModelConfig
+
+    narrow = {"fpn_channels": 16, "box_features": 16, "mask_channels": (8, 8), "mask_hidden": 8}
+    config = ModelConfig(num_classes=9, backbone="resnet18", class_names=LIS_CLASSES, **narrow)
+    return fresh_model(config, size=64), config
 
 
 def damaged_onnx(path: Path, rng: Random) -> bytes:
@@ -193,12 +212,6 @@ def scored(path: Path) -> None:
     score(found, results, {"0-1": [image.id for image in found.images]}, "itself", masks=False)
 
 
-def class_names(folder: Path) -> list[Path]:
-    path = _in(folder, "a", "names.txt")
-    path.write_text("\n".join(LIS_CLASSES))
-    return [path]
-
-
 def _in(folder: Path, name: str, file: str) -> Path:
     (folder / name).mkdir(exist_ok=True)
     return folder / name / file
@@ -216,7 +229,7 @@ def _kind(
 SUBJECTS = dict(
     (
         _kind("labels", labels, damaged_json, scored),
-        _kind("checkpoints", checkpoints, damaged_bytes, load_checkpoint),
+        _kind("checkpoints", checkpoints, damaged_bytes, loaded),
         _kind("onnx", onnx_files, damaged_onnx, lambda path: command("inspect", path)),
         _kind("pictures", pictures, damaged_bytes, read_picture),
         _kind("manifests", manifests, damaged_manifest, lambda path: command("inspect", path.with_suffix(""))),

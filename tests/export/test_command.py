@@ -1,8 +1,8 @@
 import json
 import shlex
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,30 +12,28 @@ from small_models import small_model
 BRIEF = ("--pre-nms", 100, "--post-nms", 60, "--candidates", 480, "--nms-rounds", 16)  # a CPU is through with soon
 
 
-def wnlb(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+Command = Callable[..., Any]
 
 
 def test_export_prints_plan_and_verification_and_predict_reads_the_file(
-    tmp_path: Path, small_checkpoint_path: Path
+    wnlb_here: Command, tmp_path: Path, small_checkpoint_path: Path
 ) -> None:
     classes = tmp_path / "names.txt"
     classes.write_text("\n".join("abcdefgh"))
     output = tmp_path / "model.onnx"
-    run = wnlb("export", small_checkpoint_path, "-o", output, "--size", "64x64", "--classes", classes)
-    assert run.returncode == 0, run.stderr
+    run = wnlb_here("export", small_checkpoint_path, "-o", output, "--size", "64x64", "--classes", classes)
+    assert run.code == 0, run.err
     for said in ("resnet18, 8 classes", "GFLOP", "c2     standard", "nothing to detect", "wrote"):
-        assert said in run.stdout
-    shown = json.loads(wnlb("inspect", output, "--json").stdout)
+        assert said in run.out
+    shown = json.loads(wnlb_here("inspect", output, "--json").out)
     assert shown["contract"]["class_names"] == list("abcdefgh")
     assert shown["inputs"] == {"image": "uint8 [1, 64, 64, 3]", "content": "int32 [1, 2]"}
-    text = wnlb("inspect", output).stdout
+    text = wnlb_here("inspect", output).out
     assert "attention: c2 embedded/standard" in text
     assert shown["sha256"] in text
 
 
-def test_export_as_json(tmp_path: Path, small_checkpoint_path: Path) -> None:
+def test_export_as_json(wnlb: Command, tmp_path: Path, small_checkpoint_path: Path) -> None:
     output = tmp_path / "model.onnx"
     options = (
         "--size",
@@ -51,20 +49,22 @@ def test_export_as_json(tmp_path: Path, small_checkpoint_path: Path) -> None:
         *BRIEF,
     )
     run = wnlb("export", small_checkpoint_path, "-o", output, *options, "--json")
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    told = json.loads(run.stdout)
+    assert run.code == 0, run.err
+    assert run.err == ""
+    told = json.loads(run.out)
     assert [plan["mode"] for plan in told["plan"]] == ["dot"] * 4
     assert [case["missing"] for case in told["verification"]] == [0, 0, 0, 0]
     assert told["contract"]["interpolation"] == "nearest"
     assert [o.name for o in onnx.load(output).graph.output] == ["boxes", "scores", "labels", "count"]
 
 
-def test_failed_verification_exits_with_1_and_leaves_nothing(tmp_path: Path, small_checkpoint_path: Path) -> None:
+def test_failed_verification_exits_with_1_and_leaves_nothing(
+    wnlb_here: Command, tmp_path: Path, small_checkpoint_path: Path
+) -> None:
     output = tmp_path / "model.onnx"
-    run = wnlb("export", small_checkpoint_path, "-o", output, "--size", "64x96", *BRIEF[:-1], 1, "--json")
-    assert run.returncode == 1
-    assert "needs" in run.stderr
+    run = wnlb_here("export", small_checkpoint_path, "-o", output, "--size", "64x96", *BRIEF[:-1], 1, "--json")
+    assert run.code == 1
+    assert "needs" in run.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -84,43 +84,43 @@ def test_failed_verification_exits_with_1_and_leaves_nothing(tmp_path: Path, sma
     ],
 )
 def test_bad_arguments_get_one_line(
-    tmp_path: Path, small_checkpoint_path: Path, arguments: tuple[str, ...], said: str
+    wnlb_here: Command, tmp_path: Path, small_checkpoint_path: Path, arguments: tuple[str, ...], said: str
 ) -> None:
-    run = wnlb("export", small_checkpoint_path, "-o", tmp_path / "model.onnx", *arguments, "--json")
-    assert run.returncode == 2
-    assert said in run.stderr
-    assert run.stderr.count("\n") == 1
+    run = wnlb_here("export", small_checkpoint_path, "-o", tmp_path / "model.onnx", *arguments, "--json")
+    assert run.code == 2
+    assert said in run.err
+    assert run.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_checkpoint_and_missing_folder(tmp_path: Path, small_checkpoint_path: Path) -> None:
+def test_missing_checkpoint_and_missing_folder(wnlb_here: Command, tmp_path: Path, small_checkpoint_path: Path) -> None:
     for checkpoint, output, said in (
         (tmp_path / "none.pth", tmp_path / "m.onnx", "does not exist"),
         (small_checkpoint_path, tmp_path / "no" / "m.onnx", "create it"),
     ):
-        run = wnlb("export", checkpoint, "-o", output, "--size", "64x64", "--json")
-        assert (run.returncode, run.stderr.count("\n")) == (2, 1)
-        assert said in run.stderr
+        run = wnlb_here("export", checkpoint, "-o", output, "--size", "64x64", "--json")
+        assert (run.code, run.err.count("\n")) == (2, 1)
+        assert said in run.err
 
 
-def test_weights_and_settings_are_chosen_and_told(tmp_path: Path) -> None:
+def test_weights_and_settings_are_chosen_and_told(wnlb_here: Command, tmp_path: Path) -> None:
     """A frozen model with several anchors a level and its average, as other people's scripts save them."""
     model = small_model(norm="frozen", anchor_sizes=((16, 24), (32, 48), (64, 96), (128, 160), (200, 256)))
     state = {f"module.{name}": value for name, value in model.state_dict().items()}
     content = {"model": state, "model_ema": state.copy(), "history": {"loss": Path("x")}}
     torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=False)
     options = ("-o", tmp_path / "m.onnx", "--size", "64x64", "--masks", "none", *BRIEF, "--weights", "ema")
-    refused = wnlb("export", tmp_path / "c.pth", *options)
-    assert refused.returncode == 2
-    assert "6 anchors per position" in refused.stderr
-    proposed = [word for word in shlex.split(refused.stderr[refused.stderr.index("--set") :]) if word != "--set"]
+    refused = wnlb_here("export", tmp_path / "c.pth", *options)
+    assert refused.code == 2
+    assert "6 anchors per position" in refused.err
+    proposed = [word for word in shlex.split(refused.err[refused.err.index("--set") :]) if word != "--set"]
     again = [word for setting in proposed for word in ("--set", setting)]
-    refused = wnlb("export", tmp_path / "c.pth", *options[:-1], "swa", *again)
-    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "no weights named 'swa'; expected one of model, model_ema" in refused.stderr
-    run = wnlb("export", tmp_path / "c.pth", *options, *again)
-    assert run.returncode == 0, run.stderr
-    assert "weights: model_ema; also there: model (--weights NAME)" in run.stdout
-    assert "--set norm_eps=0" in run.stdout
-    contract = json.loads(wnlb("inspect", tmp_path / "m.onnx", "--json").stdout)["contract"]
+    refused = wnlb_here("export", tmp_path / "c.pth", *options[:-1], "swa", *again)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "no weights named 'swa'; expected one of model, model_ema" in refused.err
+    run = wnlb_here("export", tmp_path / "c.pth", *options, *again)
+    assert run.code == 0, run.err
+    assert "weights: model_ema; also there: model (--weights NAME)" in run.out
+    assert "--set norm_eps=0" in run.out
+    contract = json.loads(wnlb_here("inspect", tmp_path / "m.onnx", "--json").out)["contract"]
     assert contract["checkpoint_weights"] == "model_ema"

@@ -1,12 +1,8 @@
-"""The command as a subprocess, and a model file whose answers are known."""
+"""A model file whose answers are known."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +10,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from wnlb.runtime.cli import main
 from wnlb.runtime.contract import METADATA_KEY, Contract
 
 NODES = [
@@ -33,56 +28,6 @@ CLIP = [
     helper.make_node("Min", ["boxes_value", "limit"], ["boxes"]),
 ]
 PASS = [helper.make_node("Identity", ["boxes_value"], ["boxes"])]  # in files of format 1
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command left."""
-
-    code: int
-    out: str
-    err: str
-
-    def refused(self) -> str:
-        """The message of a command that says one line and exits with 2."""
-        assert self.code == 2, self
-        assert self.out == "", self
-        assert self.err.startswith("wnlb"), self
-        assert self.err.endswith("\n"), self
-        assert self.err.count("\n") == 1, self
-        return self.err.strip()
-
-
-@pytest.fixture(scope="session")
-def wnlb() -> Callable[..., Ran]:
-    """Runs ``wnlb`` with these words in a process of its own, without a display."""
-
-    def run(*words: object, cwd: Path | None = None) -> Ran:
-        hidden = ("DISPLAY", "WAYLAND_DISPLAY", "OPENCV_LOG_LEVEL", "OPENCV_FFMPEG_LOGLEVEL")
-        env = {key: value for key, value in os.environ.items() if key not in hidden}
-        command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=60, check=False)
-        assert b"Traceback" not in done.stderr, done.stderr.decode()
-        return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
-
-    return run
-
-
-@pytest.fixture
-def wnlb_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """As ``wnlb``, in this process: for many commands that end soon."""
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*words: object) -> Ran:
-        capsys.readouterr()
-        try:
-            code = main([*map(str, words)])
-        except SystemExit as ended:  # how argparse refuses
-            code = int(ended.code or 0)
-        return Ran(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="session")
