@@ -114,9 +114,13 @@ class _Session:
         self._hint = FillHint(predictor.geometry)
 
     def frames(self) -> Iterator[str]:
-        """Work through the source, a batch at a time; yields the name of each frame when it is done."""
+        """Work through the source, a batch at a time; yields the name of each frame when it is done.
+
+        A model that takes several numbers of frames gets as many as it takes, but from a camera as few.
+        """
         batch: list[Frame] = []
-        size = self.predictor.contract.batch
+        batches = self.predictor.contract.batches
+        size = batches[0] if self.source.is_video and not self.source.paths else batches[-1]
         for frame in self._timed_reads():
             if frame.pixels is None:
                 self.failures.append(frame.error)

@@ -73,13 +73,14 @@ def evaluate_pictures(
     results: list[dict[str, Any]] = []
     bins: dict[str, list[Id]] = {}
     masks = True
-    for image in labels.images:
-        picture = picture_of(image)
-        bins.setdefault(darkness_bin(luminance(picture)), []).append(image.id)
-        found = predictor(picture)
-        masks = masks and found.masks is not None
-        for entry in coco_results(found, image.id):
-            if (category := ids[entry["category_id"] - 1]) is not None:
-                results.append({**entry, "category_id": category})
-        on_done()
+    for first in range(0, len(labels.images), predictor.contract.batch):
+        images = labels.images[first : first + predictor.contract.batch]
+        pictures = [picture_of(image) for image in images]
+        for image, picture, found in zip(images, pictures, predictor.predict_batch(pictures), strict=True):
+            bins.setdefault(darkness_bin(luminance(picture)), []).append(image.id)
+            masks = masks and found.masks is not None
+            for entry in coco_results(found, image.id):
+                if (category := ids[entry["category_id"] - 1]) is not None:
+                    results.append({**entry, "category_id": category})
+            on_done()
     return score(labels, results, bins, name, masks)
