@@ -65,7 +65,7 @@ def test_other_rows_do_not_change_a_mask(counts: tuple[int, ...], conventions: C
     torch.testing.assert_close(detect.mask(maps, boxes, labels, found), expected, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize(("counts", "pooled"), [((2, 0, 5), 15), ((5,), 5), ((0, 0), 0)])
+@pytest.mark.parametrize(("counts", "pooled"), [((2, 0, 5), 15), ((0, 0, 0), 0)])
 def test_only_rows_that_are_found_are_computed(counts: tuple[int, ...], pooled: int) -> None:
     """And pooled so many of each image as the one with the most has."""
     levels, *rows = inputs(counts)
