@@ -46,7 +46,7 @@ class Open(NamedTuple):
         return OnnxRuntimeBackend(self.path, device="cpu").run(inputs)
 
 
-@pytest.fixture(scope="module", params=["gpu", "cpu"])
+@pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.slow)])  # 27 s to export it
 def opened(request: pytest.FixtureRequest) -> Open:
     name = {"gpu": "batches_model_path", "cpu": "batches_cpu_model_path"}[request.param]
     return Open(request.getfixturevalue(name), dark_scene((MOST, 64, 96, 3)))
@@ -124,6 +124,7 @@ def test_its_work_is_that_of_its_images(opened: Open) -> None:
         assert one[stage].bytes < four[stage].bytes <= 4 * one[stage].bytes
 
 
+@pytest.mark.slow
 def test_attention_becomes_plugin_nodes(batches_model_path: Path) -> None:
     model, contract = read_model(batches_model_path)
     assert fuse_attention(model)
@@ -141,6 +142,7 @@ def test_attention_becomes_plugin_nodes(batches_model_path: Path) -> None:
         np.testing.assert_allclose(fused, whole, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_it_is_converted(batches_model_path: Path, tmp_path: Path, precision: str) -> None:
     converter = Converter(batches_model_path)
