@@ -42,6 +42,7 @@ anything differs by more than rounding, no file is written and the exit code is 
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest
   wnlb export checkpoint.pth -o model.onnx --size 800x1344 --attention auto
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --target cpu                                   # no GPU
+  wnlb export checkpoint.pth -o model.onnx --size 416x608 --batch 1-8                        # any number of frames to 8
   wnlb export checkpoint.pth -o model.onnx --size 320x320 --set mode=dot --set norm_eps=0
   wnlb export checkpoint.pth -o model.onnx --size 320x320 --weights ema
   wnlb export checkpoint.pth -o m.onnx --size 96x96 --set 'anchor_sizes=[[24,32],[48,64],[96,128],[192,256],[384,512]]'
@@ -80,7 +81,12 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
         help="what the file is made for: gpu, for engines and FP16 or INT8; or cpu, for ONNX Runtime without a GPU, "
         "where masks cost what is found. It detects the same; one for gpu runs on both (default: gpu)",
     )
-    graph.add_argument("--batch", type=int, default=defaults["batch"], help="frames per run (default: 1)")
+    graph.add_argument(
+        "--batch",
+        default=str(defaults["batch"]),
+        metavar="N",
+        help="frames per run; A-B for a file that takes any number from A to B, such as 1-8 (default: %(default)s)",
+    )
     graph.add_argument(
         "--masks",
         choices=MASKS,
@@ -238,10 +244,12 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     from wnlb.runtime.geometry import parse_size
 
     height, width = parse_size(arguments.size)
+    min_batch, batch = _batches(arguments.batch)
     return ExportOptions(
         height=height,
         width=width,
-        batch=arguments.batch,
+        batch=batch,
+        min_batch=min_batch,
         pre_nms_top_n=arguments.pre_nms,
         post_nms_top_n=arguments.post_nms,
         detections=arguments.detections,
@@ -256,6 +264,14 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         resize=arguments.resize,
         interpolation=arguments.interpolation,
     )
+
+
+def _batches(text: str) -> tuple[int | None, int]:
+    """``min_batch`` and ``batch``: of ``"4"`` None and 4, of ``"1-8"`` 1 and 8."""
+    found = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})", text, re.ASCII)
+    if not found:
+        raise WnlbError(f"batch is {text!r}; expected a number of frames such as 4, or the fewest and the most: 1-8")
+    return (int(found[1]) if found[1] else None), int(found[2])
 
 
 def _bytes(text: str) -> int:
@@ -313,6 +329,8 @@ def _plan_text(path: Path, checkpoint: LoadedCheckpoint, plans: list[AttentionPl
 
 
 def _verification_text(report: ExportReport) -> str:
+    from wnlb.export.onnx_file.verify import tried_batches
+
     rounds = report.contract.nms_rounds
     rows = [
         (
@@ -324,7 +342,9 @@ def _verification_text(report: ExportReport) -> str:
         for case in report.cases
     ]
     columns = ("verified on", "detections", "boxes px", "scores", "masks", "NMS rounds")
-    return "same detections as the eager model; largest differences:\n\n" + table(columns, rows)
+    contract = report.contract
+    sizes = "" if contract.min_batch is None else f", in batches of {', '.join(map(str, tried_batches(contract)))}"
+    return f"same detections as the eager model{sizes}; largest differences:\n\n" + table(columns, rows)
 
 
 def _json(report: ExportReport, checkpoint: LoadedCheckpoint, output: Path, size: int) -> dict[str, Any]:

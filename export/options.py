@@ -17,7 +17,8 @@ class ExportOptions:
 
     height: int  # input pixels, a multiple of 32 from 64 up
     width: int
-    batch: int = 1
+    batch: int = 1  # images of a run, at most
+    min_batch: int | None = None  # the fewest of a run, where their number may differ; None: always ``batch``
     pre_nms_top_n: int | None = None  # anchors per pyramid level that enter NMS (torchvision: 1000)
     post_nms_top_n: int | None = None  # proposals per image (torchvision: 1000)
     detections: int | None = None  # rows of the outputs (torchvision: 100)
@@ -47,6 +48,8 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise WnlbError(f"{name} is {value}; expected at least 1")
+        if self.min_batch is not None and not 1 <= self.min_batch < self.batch:
+            raise WnlbError(f"batch is {self.min_batch}-{self.batch}; expected A-B, with A from 1 up and B above it")
         for name in ("pre_nms_top_n", "post_nms_top_n", "detections", "candidates"):
             value = getattr(self, name)
             if value is not None and value > MAX_TOP_K:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wnlb.runtime.conventions import FRAMEWORKS, Conventions
-from wnlb.runtime.errors import ContractError
+from wnlb.runtime.errors import ContractError, WnlbError
 
 METADATA_KEY = "wnlb.contract"
 FORMATS = (1, 2)  # files of format 1 have no ``content``: what pads a frame is part of the picture for them
 FORMAT = FORMATS[-1]
 CONTENT = "content"
+BATCH = "batch"  # what the first axis is called in files that take several numbers of frames
 MASK_SIZE = 28
 
 RESIZES = ("fit", "stretch")
@@ -38,9 +39,10 @@ class Contract:
     (float32, descending, 0 in padded rows), ``labels [N, D]`` (int32, 1..C, 0 in padded rows), ``masks
     [N, D, 28, 28]`` (float32 probabilities inside the box; absent where ``masks == "none"``) and
     ``count [N]`` (int32, rows that are detections).
+    N is ``batch``, or in a file with ``min_batch`` any number from there to ``batch``.
     """
 
-    batch: int
+    batch: int  # frames of a run, at most
     height: int  # input pixels
     width: int  # input pixels
     class_names: tuple[str, ...]  # label 1 is the first
@@ -52,6 +54,7 @@ class Contract:
     post_nms_top_n: int  # proposals per image
     candidates: int  # (proposal, class) pairs that enter the last NMS
     nms_rounds: int
+    min_batch: int | None = None  # the fewest frames of a run, where their number may differ; None: always ``batch``
     framework: str = "torchvision"  # whose conventions hold, see ``wnlb.runtime.conventions``
     resize: str = "fit"  # fit (keep the aspect ratio, pad right and bottom) or stretch
     # px that a resized frame has at most, where the input holds as many: long and short edge of "fit", width and height
@@ -87,6 +90,9 @@ class Contract:
         for name in ("batch", "detections", "pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds"):
             value = getattr(self, name)
             _check(type(value) is int and value >= 1, name, value, "a whole number from 1 up")
+        if self.min_batch is not None:
+            fits = type(self.min_batch) is int and 1 <= self.min_batch < self.batch
+            _check(fits, "min_batch", self.min_batch, f"a whole number from 1 up, below the batch of {self.batch}")
         for name in ("height", "width"):
             value = getattr(self, name)
             fits = type(value) is int and value >= 64 and value % 32 == 0
@@ -124,24 +130,49 @@ class Contract:
         return FRAMEWORKS[self.framework]
 
     @property
+    def batches(self) -> range:
+        """The numbers of frames that a run may have."""
+        return range(self.min_batch or self.batch, self.batch + 1)
+
+    @property
+    def batch_text(self) -> str:
+        """``"4"``, or ``"1-8"``."""
+        return str(self.batch) if self.min_batch is None else f"{self.min_batch}-{self.batch}"
+
+    @property
+    def axis(self) -> int | str:
+        """The first dimension as the file states it: ``batch``, or its name where that may differ."""
+        return self.batch if self.min_batch is None else BATCH
+
+    def batch_for(self, frames: int) -> int:
+        """Of how many frames a run is that holds so many. Raises WnlbError where no run does."""
+        if not 1 <= frames <= self.batch:
+            raise WnlbError(f"{frames} frames; expected 1 to {self.batch}, the batch of the model")
+        return max(frames, self.batches.start)
+
+    @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """``(N, H, W, 3)`` of the image."""
+        """``(N, H, W, 3)`` of the image, N the most."""
         return (self.batch, self.height, self.width, 3)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Input name to shape, in the order of the file."""
+        """Input name to shape, of the most frames, in the order of the file."""
         shapes: dict[str, tuple[int, ...]] = {self.input_name: self.input_shape}
         return shapes if self.format == 1 else {**shapes, CONTENT: (self.batch, 2)}
 
     @property
     def output_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Output name to shape, in the order of the file."""
+        """Output name to shape, of the most frames, in the order of the file."""
         rows = (self.batch, self.detections)
         shapes: dict[str, tuple[int, ...]] = {"boxes": (*rows, 4), "scores": rows, "labels": rows}
         if self.masks == "box":
             shapes["masks"] = (*rows, MASK_SIZE, MASK_SIZE)
         return {**shapes, "count": (self.batch,)}
+
+    def stated(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int | str, ...]]:
+        """``input_shapes`` or ``output_shapes`` as the file states them, the first dimension being ``axis``."""
+        return {name: (self.axis, *shape[1:]) for name, shape in shapes.items()}
 
     @property
     def types(self) -> dict[str, str]:
@@ -150,7 +181,11 @@ class Contract:
         return {name: known.get(name, "float32") for name in (*self.input_shapes, *self.output_shapes)}
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        """Without ``min_batch`` where there is none, as before there were such files."""
+        values = dataclasses.asdict(self)
+        if self.min_batch is None:
+            del values["min_batch"]
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Contract:

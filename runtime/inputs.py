@@ -30,8 +30,9 @@ def prepared_inputs(contract: Contract, frames_bgr: Sequence[NDArray[np.uint8]])
 
     Raises:
         PictureError: one of them is something else.
+        WnlbError: these are no frames, or more than the model takes.
     """
-    image = np.zeros(contract.input_shape, np.uint8)
+    image = np.zeros((contract.batch_for(len(frames_bgr)), *contract.input_shape[1:]), np.uint8)
     geometry = geometry_of(contract)
     return named_inputs(contract, image, [geometry.prepare(frame, image[i])[1] for i, frame in enumerate(frames_bgr)])
 
@@ -45,6 +46,6 @@ def named_inputs(contract: Contract, image: Any, placements: Sequence[Placement]
     """
     inputs = {contract.input_name: image}
     if CONTENT in contract.input_shapes:
-        inputs[CONTENT] = np.zeros(contract.input_shapes[CONTENT], np.int32)
+        inputs[CONTENT] = np.zeros((len(image), 2), np.int32)
         inputs[CONTENT][: len(placements)] = [(placement.height, placement.width) for placement in placements]
     return inputs

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.contract import BATCH, METADATA_KEY, Contract
 from wnlb.runtime.errors import ContractError, WnlbError
 
 if TYPE_CHECKING:
@@ -62,10 +63,13 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, Contract]:
     return model, contract
 
 
-def with_shapes(model: onnx.ModelProto, strict: bool = False) -> onnx.ModelProto:
+def with_shapes(model: onnx.ModelProto, strict: bool = False, batch: int | None = None) -> onnx.ModelProto:
     """A copy without local functions, with all types and shapes that can be inferred.
 
     Large weights are only declared in it, as inputs: their values do not matter, and copies of them take time.
+
+    Args:
+        batch: of a file whose first axis is open, the frames that it is to be taken for.
 
     Raises:
         onnx.shape_inference.InferenceError: ``strict``, and shapes do not fit.
@@ -76,6 +80,8 @@ def with_shapes(model: onnx.ModelProto, strict: bool = False) -> onnx.ModelProto
     graph = onnx.GraphProto(name=model.graph.name, node=model.graph.node, input=model.graph.input)
     graph.output.extend(model.graph.output)
     graph.value_info.extend(model.graph.value_info)
+    if batch is not None:
+        _close_batch(graph, batch)
     declared = {value.name for value in graph.input}
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) <= _MOST_VALUES:
@@ -87,6 +93,27 @@ def with_shapes(model: onnx.ModelProto, strict: bool = False) -> onnx.ModelProto
     if model.functions:
         light = inliner.inline_local_functions(light)
     return shape_inference.infer_shapes(light, strict_mode=strict, data_prop=True)
+
+
+def _close_batch(graph: onnx.GraphProto, batch: int) -> None:
+    """A number for the batch in all that is stated of shapes; what is not known then either is not stated."""
+    stated = list(graph.value_info)
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output, *stated):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_param"):
+                text = re.sub(rf"\b{BATCH}\b", str(batch), dim.dim_param)
+                if re.fullmatch(r"\d+(\*\d+)*", text):
+                    dim.dim_value = math.prod(map(int, text.split("*")))
+                else:
+                    dim.dim_param = text
+    known = [value for value in stated if all(_is_known(dim) for dim in value.type.tensor_type.shape.dim)]
+    graph.value_info.extend(known)
+
+
+def _is_known(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    """As a number, or as one that depends on the rows that are found."""
+    return dim.HasField("dim_value") or "rows" in dim.dim_param
 
 
 def described(value: Any) -> str:

@@ -48,7 +48,7 @@ class OnnxRuntimeBackend:
         self._session: Any = session
         if self._outputs != list(self.contract.output_shapes):
             raise ContractError(f"model {path} has the outputs {', '.join(self._outputs)}, unlike its contract")
-        promised = {**self.contract.input_shapes, **self.contract.output_shapes}
+        promised = self.contract.stated({**self.contract.input_shapes, **self.contract.output_shapes})
         for name, shape in promised.items():
             if shapes.get(name) != shape:
                 raise ContractError(f"model {path} has {name} {shapes.get(name)}, unlike its contract: {shape}")
@@ -56,8 +56,9 @@ class OnnxRuntimeBackend:
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         if self._session is None:
             raise WnlbError("the backend is closed; open the model again")
+        batch = _batch_of(inputs.get(self.contract.input_name), self.contract)
         for name, shape in self.contract.input_shapes.items():
-            array, kind = inputs.get(name), self.contract.types[name]
+            array, kind, shape = inputs.get(name), self.contract.types[name], (batch, *shape[1:])
             if array is None or array.dtype != kind or array.shape != shape:
                 got = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
                 raise WnlbError(f"input {name} is {got}; expected {kind} {list(shape)}")
@@ -70,6 +71,12 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         self._session = None
+
+
+def _batch_of(image: Any, contract: Contract) -> int:
+    """How many frames an image holds; the most that the model takes where it holds a number that it does not take."""
+    rows = image.shape[0] if image is not None and image.ndim else 0
+    return rows if rows in contract.batches else contract.batch
 
 
 def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, profile_prefix: str = "") -> Any:

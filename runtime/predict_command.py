@@ -137,14 +137,16 @@ class _Session:
         self._ended = True
 
     def _batches(self) -> Generator[list[Frame], None, None]:
-        """As many frames as the model takes at a time; by itself, one that could not be read."""
+        """As many frames as the model takes, but from a camera as few; by itself, one that could not be read."""
         batch: list[Frame] = []
+        batches = self.predictor.contract.batches
+        size = batches[0] if self.source.is_video and not self.source.paths else batches[-1]
         for frame in self._timed_reads():
             if frame.pixels is None:
                 yield [frame]
                 continue
             batch.append(frame)
-            if len(batch) == self.predictor.contract.batch:
+            if len(batch) == size:
                 yield batch
                 batch = []
         if batch:

@@ -69,13 +69,13 @@ class Predictor:
     def predict_batch(self, frames_bgr: Sequence[Any]) -> list[Detections]:
         """As ``__call__``, for up to ``contract.batch`` frames, of any sizes, in one run of the model.
 
-        They are all NumPy arrays or all on the GPU.
+        They are all NumPy arrays or all on the GPU. A model of one fixed batch computes it whole, however few frames
+        come; one that takes several numbers of frames computes those that come.
         """
-        if not 1 <= len(frames_bgr) <= self.contract.batch:
-            raise WnlbError(f"{len(frames_bgr)} frames; expected 1 to {self.contract.batch}, the batch of the model")
+        batch = self.contract.batch_for(len(frames_bgr))
         started = time.perf_counter()
         on_device = is_on_device(frames_bgr[0])
-        image, placements = (self._prepared_on_device if on_device else self._prepared)(frames_bgr)
+        image, placements = (self._prepared_on_device if on_device else self._prepared)(frames_bgr, batch)
         prepared = time.perf_counter()
         outputs = self.backend.run(named_inputs(self.contract, image, placements))
         inferred = time.perf_counter()
@@ -85,15 +85,15 @@ class Predictor:
         self.times_ms = {stage: 1e3 * seconds for stage, seconds in stages.items()}
         return found
 
-    def _prepared(self, frames: Sequence[Any]) -> tuple[Any, list[Placement]]:
+    def _prepared(self, frames: Sequence[Any], batch: int) -> tuple[Any, list[Placement]]:
         self._input[len(frames) :] = 0
-        return self._input, [self.geometry.prepare(frame, self._input[i])[1] for i, frame in enumerate(frames)]
+        return self._input[:batch], [self.geometry.prepare(frame, self._input[i])[1] for i, frame in enumerate(frames)]
 
-    def _prepared_on_device(self, frames: Sequence[Any]) -> tuple[Any, list[Placement]]:
+    def _prepared_on_device(self, frames: Sequence[Any], batch: int) -> tuple[Any, list[Placement]]:
         tensors = [as_tensor(frame) for frame in frames]
         if self._device_input is None:
             self._device_input = tensors[0].new_zeros(self.contract.input_shape, dtype=tensors[0].dtype)
-        image = self._device_input
+        image = self._device_input[:batch]
         image[len(frames) :] = 0
         placements = [prepare_tensor(tensor, self.geometry, image[i]) for i, tensor in enumerate(tensors)]
         if not self.backend.takes_device_arrays:

@@ -83,7 +83,7 @@ def times_of(
 ) -> tuple[list[Times], list[float], list[float], list[float]]:
     """Of the profile, of ONNX Runtime's profiler, of a loop of its session, and of a loop of the Predictor."""
     contract, threads = predictor.contract, worker.how.threads
-    inputs = prepared_inputs(contract, [frame] * contract.batch)
+    inputs = prepared_inputs(contract, [frame] * contract.batches[0])
     plain = open_session(model, device="cpu", threads=threads)
     profiled = open_session(model, device="cpu", threads=threads, profile_prefix=str(folder / "profile"))
 
@@ -95,7 +95,7 @@ def times_of(
             worker.run,
             loop(lambda: profiled.run(None, inputs)),
             loop(lambda: plain.run(None, inputs)),
-            loop(lambda: predictor.predict_batch([frame] * contract.batch)),
+            loop(lambda: predictor.predict_batch([frame] * contract.batches[0])),
         ],
         rounds,
         runs,

@@ -30,6 +30,8 @@ from wnlb.runtime.contract import Contract
 # Counts that a CPU is through with in a fifth of the time of the usual ones.
 BRIEF = {"pre_nms_top_n": 100, "post_nms_top_n": 60, "candidates": 480, "nms_rounds": 16}
 
+BATCHES = {**BRIEF, "detections": 40, "batch": 5, "min_batch": 1}
+
 # Looking for cycles among PyTorch's half a million objects takes a tenth of an export.
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)
@@ -80,6 +82,18 @@ def brief_model_path(small_checkpoint_path: Path) -> Path:
 def small_cpu_model_path(small_checkpoint_path: Path) -> Path:
     """``brief_model_path`` for a CPU."""
     return _exported(small_checkpoint_path, "small.cpu.onnx", ExportOptions(64, 96, target="cpu", **BRIEF))
+
+
+@pytest.fixture(scope="session")
+def batches_model_path(small_checkpoint_path: Path) -> Path:
+    """``brief_model_path`` with 40 rows, for 1 to 5 images."""
+    return _exported(small_checkpoint_path, "batches.onnx", ExportOptions(64, 96, **BATCHES))
+
+
+@pytest.fixture(scope="session")
+def batches_cpu_model_path(small_checkpoint_path: Path) -> Path:
+    """The same for a CPU."""
+    return _exported(small_checkpoint_path, "batches.cpu.onnx", ExportOptions(64, 96, target="cpu", **BATCHES))
 
 
 def _exported(checkpoint: Path, name: str, options: ExportOptions) -> Path:

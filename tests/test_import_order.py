@@ -209,7 +209,7 @@ def test_the_export_imports_little_of_the_runtime() -> None:
     names = {
         f"runtime.{name}"
         for name in (
-            *("contract", "conventions", "geometry", "detections"),
+            *("contract", "conventions", "denormals", "geometry", "detections"),
             *("errors", "files", "onnx_file", "table", "text_file"),
         )
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -102,5 +103,6 @@ def _read(labels: Labels, picture_of: Callable[[Image], NDArray[np.uint8]]) -> G
 
 def _found(predictor: Predictor, pictures: Generator[_Read, None, None]) -> Generator[_Found, None, None]:
     with contextlib.closing(pictures):
-        for image, key, picture in pictures:
-            yield image, key, predictor(picture)
+        while batch := list(itertools.islice(pictures, predictor.contract.batch)):
+            images, keys, frames = zip(*batch, strict=True)
+            yield from zip(images, keys, predictor.predict_batch(list(frames)), strict=True)

@@ -166,12 +166,13 @@ def _taps(arguments: argparse.Namespace, judge: Any, hidden: bool | None) -> dic
     files = [path for path in arguments.models if path.suffix.lower() not in CHECKPOINTS]
     models = [read_model(path) for path in files]
     origin = {contract.checkpoint_sha256 for _, contract in models}
-    sizes = {tuple(contract.input_shapes.items()) for _, contract in models}
+    sizes = {(contract.batches, *contract.input_shapes.items()) for _, contract in models}
     if len(files) < 2 or len(sizes) > 1 or len(origin) > 1 or arguments.tap_pictures < 1:
         return {}
     images = judge.labels.images
     images = [images[i] for i in evenly(len(images), arguments.tap_pictures)]
-    batches = (prepared_inputs(models[0][1], [judge.picture_of(image)] * models[0][1].batch) for image in images)
+    contract = models[0][1]
+    batches = (prepared_inputs(contract, [judge.picture_of(image)] * contract.batches[0]) for image in images)
     with _bar(len(images), "taps", hidden) as bar:
         reports = compare_taps([model for model, _ in models], batches, bar.update)
     return {path.name: report for path, report in zip(files[1:], reports, strict=True)}

@@ -145,10 +145,11 @@ def save_checked(model: onnx.ModelProto, path: Path, run: bool = True) -> None:
             backend = OnnxRuntimeBackend(temporary, device="cpu")
             contract = backend.contract
             frame = np.random.default_rng(0).integers(0, 64, contract.input_shape[1:], dtype=np.uint8)
-            outputs = backend.run(prepared_inputs(contract, [frame] * contract.batch))
-            for name, expected in contract.output_shapes.items():
-                if outputs[name].shape != expected or not np.isfinite(outputs[name]).all():
-                    raise WnlbError(f"output {name} of the converted file is {outputs[name].shape} or not finite")
+            for batch in {contract.batches[0], contract.batch}:
+                outputs = backend.run(prepared_inputs(contract, [frame] * batch))
+                for name, expected in contract.output_shapes.items():
+                    if outputs[name].shape != (batch, *expected[1:]) or not np.isfinite(outputs[name]).all():
+                        raise WnlbError(f"output {name} of the converted file is {outputs[name].shape} or not finite")
 
 
 class Int8Trials:

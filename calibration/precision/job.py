@@ -47,10 +47,10 @@ class Job:
         return progress_bar(total, what, self.arguments.json)
 
     def inputs(self, count: int | None = None) -> Iterator[Inputs]:
-        """Inputs of the model, made of chosen pictures as the Predictor makes them; a batch holds one of them."""
+        """Inputs of the model, of chosen pictures as the Predictor makes them; its smallest batch, of one of them."""
         contract = self.converter.contract
         for _, frame in self.selection.frames(evenly(len(self.selection.chosen), count)):
-            yield prepared_inputs(contract, [frame] * contract.batch)
+            yield prepared_inputs(contract, [frame] * contract.batches[0])
 
     def watch_overflow(self, count: int | None = None) -> None:
         chosen = len(self.selection.chosen)

@@ -265,7 +265,7 @@ def _cells(samples: Tensor) -> Tensor:
 def _fit(wanted: Tensor, cells: int) -> Tensor:
     """Columns and rows of cells ``[..., 2]``, less than wanted where their product is above ``cells``."""
     columns, rows = wanted.unbind(-1)
-    held = torch.full_like(columns, cells)
+    held = columns.new_tensor(cells)  # divided as a tensor: a number times 1 / rows may round below the quotient
     columns = torch.minimum(columns, torch.floor(held / rows).clamp(min=math.isqrt(cells)))
     return torch.stack([columns, torch.minimum(rows, torch.floor(held / columns))], -1)
 

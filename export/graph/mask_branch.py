@@ -69,9 +69,12 @@ class FourierMaskBranch(nn.Module):
 
     def forward(self, maps: Maps, boxes: Tensor, labels: Tensor, found: Tensor) -> Tensor:
         """As ``MaskBranch``; the rows of an image that were found come before its others."""
-        counts = [_rows(own) for own in found.unbind()]
-        pooled = self.pool(maps, [own.narrow(0, 0, rows) for own, rows in zip(boxes.unbind(), counts, strict=True)])
-        own = _joined([own.narrow(0, 0, rows) for own, rows in zip(labels.unbind(), counts, strict=True)], 0)
+        rows = _count(found.sum(0) > 0)  # R, of the image with the most
+        pooled, own = self.pool(maps, boxes.narrow(1, 0, rows)), labels.narrow(1, 0, rows).flatten()
+        if found.shape[0] != 1:  # those that were found, K of N * R
+            which = _places(found.flatten(), _count(found.flatten()))  # among N * D
+            own = labels.flatten().index_select(0, which)
+            pooled = pooled.index_select(1, which - which // found.shape[1] * (found.shape[1] - rows))
         masks = self._masks(self.head(pooled), own)
         place = found.flatten().cumsum(0) * found.flatten()
         masks = F.pad(masks, (0, 0, 0, 0, 1, 0)).index_select(0, place)  # rows that were not found have the zeros
@@ -89,7 +92,7 @@ class FourierMaskBranch(nn.Module):
 
 
 class PixelsFirst(nn.Module):
-    """RoIs pooled as ``[S * S, K, C]``, from boxes ``[k, 4]`` for each image of the maps; K is the sum of their k.
+    """RoIs of boxes ``[N, R, 4]``, pooled as ``[S * S, N * R, C]``.
 
     A module for the names of its nodes, which tell what time RoIAlign takes.
     """
@@ -98,23 +101,20 @@ class PixelsFirst(nn.Module):
         super().__init__()
         self.pool: Any = pool
 
-    def forward(self, maps: Maps, boxes: list[Tensor]) -> Tensor:
-        images = [maps] if len(boxes) == 1 else [_image(maps, i) for i in range(len(boxes))]
-        pooled = [self.pool.pixels_first(own, rows.unsqueeze(0)) for own, rows in zip(images, boxes, strict=True)]
-        return _joined(pooled, 1)
+    def forward(self, maps: Maps, boxes: Tensor) -> Tensor:
+        return self.pool.pixels_first(maps, boxes)
 
 
-def _joined(parts: list[Tensor], axis: int) -> Tensor:
-    """The parts one after the other; no copy of a single one."""
-    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
+def _places(found: Tensor, count: Any) -> Tensor:
+    """Where the K = ``count`` true ones of ``found [D]`` are, ``[K]``.
+
+    Number k is at the first place that has more than k of them up to it.
+    """
+    up_to = found.cumsum(0)
+    return (up_to <= torch.arange(count, device=found.device).unsqueeze(1)).sum(1)
 
 
-def _image(maps: Maps, i: int) -> Maps:
-    """The maps of image ``i`` of the batch."""
-    return maps[i : i + 1] if isinstance(maps, Tensor) else [level[i : i + 1] for level in maps]
-
-
-def _rows(found: Tensor) -> Any:
+def _count(found: Tensor) -> Any:
     """How many of ``found [D]`` are true; what PyTorch's exporter has to know of that number is told."""
     rows = found.sum().item()
     torch._check(rows >= 0)

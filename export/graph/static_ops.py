@@ -203,7 +203,7 @@ class AtlasRoIAlign(nn.Module):
         grid = self._grid(boxes).permute(0, 3, 5, 2, 4, 1, 6).contiguous()  # [N, r, r, S, S, R, 2]
         pooled = self._pooled(atlas, grid.view(batch, self.sampling_ratio**2 * pixels, -1, 2))  # [N, C, S*S*R]
         pooled = pooled.transpose(1, 2).contiguous().view(batch, pixels, -1, channels)
-        return pooled.transpose(0, 1).flatten(1, 2) if batch > 1 else pooled.squeeze(0)
+        return pooled.squeeze(0) if batch == 1 else pooled.transpose(0, 1).flatten(1, 2)
 
     def _grid(self, boxes: Tensor) -> Tensor:
         """Sampling points ``[N, R, S, r, S, r, 2]``, y before x in the order of axes, x before y in the last."""

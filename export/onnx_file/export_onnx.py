@@ -29,7 +29,7 @@ from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata
 from wnlb.export.onnx_file.reference import Eager
 from wnlb.export.onnx_file.verify import CASES, CaseReport, verify
 from wnlb.export.options import ExportOptions
-from wnlb.runtime.contract import METADATA_KEY, Contract
+from wnlb.runtime.contract import BATCH, METADATA_KEY, Contract
 from wnlb.runtime.conventions import TORCHVISION
 from wnlb.runtime.errors import GraphError
 from wnlb.runtime.files import atomic_path
@@ -141,6 +141,7 @@ def make_contract(
     resize = options.resize or settings.resize or "fit"
     return Contract(
         batch=options.batch,
+        min_batch=options.min_batch,
         height=options.height,
         width=options.width,
         class_names=names,
@@ -188,6 +189,9 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
     examples = tuple(
         torch.zeros(shape, dtype=getattr(torch, contract.types[name])) for name, shape in contract.input_shapes.items()
     )
+    axis = None
+    if contract.min_batch is not None:
+        axis = {0: torch.export.Dim(BATCH, min=contract.min_batch, max=contract.batch)}
     said = io.StringIO()
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -204,9 +208,10 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
                 verbose=False,
                 optimize=False,
                 custom_translation_table={torch.ops.wnlb.suppress.default: onnx_suppress},
+                dynamic_shapes=(axis,) * len(examples) if axis else None,
             )
             if program is not None:
-                simplify(program.model)
+                simplify(program.model, axis is not None)
     except Exception as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise GraphError(

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper, inliner, numpy_helper
 
+from wnlb.runtime.contract import BATCH
 from wnlb.runtime.onnx_file import with_shapes
 
 PLUGIN_OP = "WnlbNonLocalAttention"
@@ -347,7 +348,8 @@ def _multi_head_nodes(match: _Match) -> list[onnx.NodeProto]:
 def _multi_head_shape(match: _Match, graph: _Graph) -> onnx.ValueInfoProto:
     """Of the operator's output, which ONNX's shape inference does not know."""
     batch, channels, positions = graph.shapes[match.output]
-    return helper.make_tensor_value_info(f"{match.output}/y", onnx.TensorProto.FLOAT, [batch, positions, channels])
+    shape = [batch or BATCH, positions, channels]
+    return helper.make_tensor_value_info(f"{match.output}/y", onnx.TensorProto.FLOAT, shape)
 
 
 def _scope(match: _Match) -> str:

@@ -19,10 +19,12 @@ OPERATORS = frozenset(
 )
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
 CPU_OPERATORS = frozenset(
-    ("CumSum", "NonMaxSuppression", "ReduceMax", "RoiAlign", "ScatterND", f"{RUNTIME_DOMAIN}.{RUNTIME_OP}")
+    ("CumSum", "NonMaxSuppression", "Range", "ReduceMax", "RoiAlign", "ScatterND", f"{RUNTIME_DOMAIN}.{RUNTIME_OP}")
 )
 # The nodes of these files whose outputs may have a size that depends on data: so many rows as boxes are found or kept.
 CPU_ROWS = ("detect.mask", "detect.nms", "rpn.nms")
+# In files whose batch is open, for the numbers of their images.
+BATCH_OPERATORS = frozenset(("Range", "Shape"))
 # In files whose contract says INT8.
 QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
@@ -31,10 +33,11 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     """Raise GraphError listing every rule that ``model`` breaks.
 
     Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (also of
-    ``CPU_OPERATORS`` in a file for a CPU, of ``QUANTIZERS`` in an INT8 file), without subgraphs; no
+    ``CPU_OPERATORS`` in a file for a CPU, of ``BATCH_OPERATORS`` where the batch is open, of ``QUANTIZERS`` in an INT8
+    file), without subgraphs; no
     functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
-    known, but for one size of each tensor of NMS and the mask branch in a file for a CPU; TopK within TensorRT's
-    limit; inputs go straight into Cast.
+    known once the batch is, but for one size of each tensor of NMS and the mask branch in a file for a CPU; TopK within
+    TensorRT's limit; inputs go straight into Cast.
     """
     promised = sum(form.endswith("/plugin") for form in contract.attention.values())
     found = sum(node.op_type == PLUGIN_OP for node in model.graph.node)
@@ -44,7 +47,9 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
         whole, model = model, onnx.ModelProto()
         model.CopyFrom(whole)
         unfuse_attention(model)
-    problems = [*_interface(model, contract), *_operators(model, contract), *_shapes(model, contract)]
+    problems = [*_interface(model, contract), *_operators(model, contract)]
+    ends = {None} if contract.min_batch is None else {contract.batches[0], contract.batches[-1]}
+    problems += dict.fromkeys(problem for batch in ends for problem in _shapes(model, contract, batch))
     problems += [*_top_k(model), *_input_cast(model)]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
@@ -53,8 +58,8 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
 
 def _interface(model: onnx.ModelProto, contract: Contract) -> list[str]:
     types = {name: helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for name, kind in contract.types.items()}
-    expected_in = {name: (types[name], shape) for name, shape in contract.input_shapes.items()}
-    expected_out = {name: (types[name], shape) for name, shape in contract.output_shapes.items()}
+    expected_in = {name: (types[name], shape) for name, shape in contract.stated(contract.input_shapes).items()}
+    expected_out = {name: (types[name], shape) for name, shape in contract.stated(contract.output_shapes).items()}
     problems = []
     for kind, values, expected in (
         ("input", model.graph.input, expected_in),
@@ -73,15 +78,16 @@ def _interface(model: onnx.ModelProto, contract: Contract) -> list[str]:
 
 def _operators(model: onnx.ModelProto, contract: Contract) -> list[str]:
     allowed = OPERATORS | (CPU_OPERATORS if contract.target == "cpu" else frozenset())
+    allowed |= BATCH_OPERATORS if contract.min_batch is not None else frozenset()
     allowed |= QUANTIZERS if contract.precision.startswith("int8") else frozenset()
     found = {f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node}
     problems = [f"operator {name} is not allowed" for name in sorted(found - allowed)]
     return problems + (["it has local functions"] if model.functions else [])
 
 
-def _shapes(model: onnx.ModelProto, contract: Contract) -> list[str]:
+def _shapes(model: onnx.ModelProto, contract: Contract, batch: int | None) -> list[str]:
     try:
-        graph = with_shapes(model, strict=True).graph
+        graph = with_shapes(model, strict=True, batch=batch).graph
     except shape_inference.InferenceError as error:
         return [f"shapes do not fit: {str(error).splitlines()[0]}"]
     known = {value.name: _shape(value) for value in (*graph.value_info, *graph.output)}

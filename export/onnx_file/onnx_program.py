@@ -23,16 +23,16 @@ _IN_PLACE: dict[Any, Any] = {aten.add_.Tensor: aten.add.Tensor, aten.relu_.defau
 _NO_VIEWS = (aten.conv2d.default, aten.add.Tensor)  # operations whose result has memory of its own
 
 
-def onnx_program(graph: nn.Module, examples: tuple[Tensor, ...], **options: Any) -> Any:
-    """``torch.onnx.export(graph, examples, dynamo=True, **options)``, faster where ``graph`` needs nothing unusual."""
-    program = torch.export.export(graph, examples, strict=False)
+def onnx_program(graph: nn.Module, examples: tuple[Tensor, ...], *, dynamic_shapes: Any = None, **options: Any) -> Any:
+    """``torch.onnx.export(graph, examples, dynamo=True, ...)``, faster where ``graph`` needs nothing unusual."""
+    program = torch.export.export(graph, examples, dynamic_shapes=dynamic_shapes, strict=False)
     for node in program.graph.nodes:
         _decompose(node)
-    program.run_decompositions = lambda *_, **__: program  # type: ignore[method-assign]
+    program.run_decompositions = lambda *_, **__: program
     try:
-        return torch.onnx.export(program, dynamo=True, **options)
+        return torch.onnx.export(program, dynamo=True, dynamic_shapes=dynamic_shapes, **options)
     except torch.onnx.OnnxExporterError:  # an operation is left that ONNX lacks
-        return torch.onnx.export(graph, examples, dynamo=True, **options)
+        return torch.onnx.export(graph, examples, dynamo=True, dynamic_shapes=dynamic_shapes, **options)
 
 
 def _decompose(node: Node) -> None:

@@ -12,17 +12,26 @@ from onnx import helper
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
+from wnlb.export.onnx_file.open_sizes import drop_idle, shapes_behind_casts, state_targets
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NOWHERE = "_empty_nn_module_stack_from_metadata_hook"  # the module of what PyTorch adds, such as the size of a batch
 
 
-def simplify(model: onnx_ir.Model) -> None:
+def simplify(model: onnx_ir.Model, open_batch: bool = False) -> None:
     """What a graph of PyTorch's exporter needs: functions inlined, constants folded, nothing unused or twice.
+
+    With ``open_batch`` also constants for what Reshape and Expand make, see ``state_targets``.
 
     ``onnxscript.optimizer.optimize``, which the exporter calls by default, also tries its rewrite rules at every node.
     That takes 40 % of an export and finds next to nothing in these graphs.
     """
     common.InlinePass()(model)
     optimizer.fold_constants(model)
+    drop_idle(model)
+    if open_batch:
+        state_targets(model)
+        shapes_behind_casts(model)
     for clean in (
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),
@@ -49,7 +58,8 @@ def name_by_module(model: onnx.ModelProto) -> bool:
     for node in graph.node:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), None)
         if scopes is not None:
-            module = ast.literal_eval(scopes)[-2] or "graph"
+            module = ast.literal_eval(scopes)[-2]
+            module = "graph" if module in ("", _NOWHERE) else module
             used[f"{module}/{node.op_type}"] += 1
             number = used[f"{module}/{node.op_type}"]
             node.name = f"{module}/{node.op_type}" + (f"_{number}" if number > 1 else "")

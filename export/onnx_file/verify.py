@@ -33,7 +33,7 @@ from wnlb.export.onnx_file.reference import (
     difference,
     worst,
 )
-from wnlb.runtime.contract import CONTENT
+from wnlb.runtime.contract import CONTENT, METADATA_KEY, Contract
 from wnlb.runtime.denormals import flush_in_session, without_denormals
 from wnlb.runtime.errors import VerificationError
 
@@ -128,7 +128,9 @@ def verify(
 
     Noise; a dark scene; pictures of different sizes that do not fill the input, beside them noise that the network must
     not see; and a black frame on which nothing passes the score threshold: where the model detects something even
-    there, that case runs with the threshold raised to 1 in the model and in a copy of the file.
+    there, that case runs with the threshold raised to 1 in the model and in a copy of the file. A file whose batch is
+    open runs with the fewest images, the most and a number between; a smaller batch holds the last images of the
+    largest, each in another place.
 
     Some networks amplify rounding, untrained ones above all. So where a case differs by more than the tolerances, file
     and eager model are held against the eager model in float64: the file may err ``AMPLIFIES`` times as much as eager
@@ -145,7 +147,8 @@ def verify(
         VerificationError: something differs by more than that.
     """
     session = _session(str(onnx_path))
-    shape = tuple(session.get_inputs()[0].shape)
+    contract = Contract.from_json(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+    batches, shape = tried_batches(contract), contract.input_shape
     whole = np.tile(np.array(shape[1:3], np.int32), (shape[0], 1))
     scene = dark_scene(shape)
     inputs = (_Input(_noise(shape), whole), _Input(scene, whole), padded(scene), _Input(np.zeros_like(scene), whole))
@@ -153,14 +156,14 @@ def verify(
     cases = []
     for name, own in usual:
         on_case(name)
-        cases.append(_case(name, session, eager, graph, own))
+        cases.append(_case(name, session, eager, graph, own, batches))
     on_case(last)
     if any(len(found["scores"]) for found in eager.detections(*black)[0]):
         session = _session(with_score_threshold(onnx_path, 1.0))
         with _score_threshold(eager.model, graph, 1.0):
-            cases.append(_case(last, session, eager, graph, black))
+            cases.append(_case(last, session, eager, graph, black, batches))
     else:
-        cases.append(_case(last, session, eager, graph, black))
+        cases.append(_case(last, session, eager, graph, black, batches))
     reports = [case.report for case in cases]
     if any(_beyond(report.found, TOLERANCES) for report in reports):
         reports = _held_against_float64(cases, eager)
@@ -169,6 +172,12 @@ def verify(
     if problems:
         raise VerificationError(f"verification failed, no file was written: {'; '.join(problems)}")
     return reports
+
+
+def tried_batches(contract: Contract) -> list[int]:
+    """The numbers of images that a file is verified with, the most last."""
+    batches = contract.batches
+    return sorted({batches[0], batches[len(batches) // 2], batches[-1]})
 
 
 def _beyond(found: Difference, limits: dict[str, float], unmatched: float = 0) -> list[str]:
@@ -233,20 +242,26 @@ class _Case:
     report: CaseReport
     input: _Input
     threshold: float  # of scores
-    eager: list[Arrays]
-    outputs: Arrays  # of the file
+    eager: list[Arrays]  # of each image of each run of the file
+    outputs: Arrays  # of the file, all runs one after the other
+    images: list[int]  # of the input, which were run
 
 
-def _case(name: str, session: ort.InferenceSession, eager: Eager, graph: DeployGraph, own: _Input) -> _Case:
-    truth, features = eager.detections(*own)
+def _case(
+    name: str, session: ort.InferenceSession, eager: Eager, graph: DeployGraph, own: _Input, batches: Sequence[int]
+) -> _Case:
+    found_eagerly, features = eager.detections(*own)
     names = [value.name for value in session.get_outputs()]
     with without_denormals():
-        outputs = dict(zip(names, session.run(None, {"image": own.image, CONTENT: own.content}), strict=True))
+        runs = [session.run(None, {"image": own.image[-n:], CONTENT: own.content[-n:]}) for n in batches]
+    outputs = dict(zip(names, map(np.concatenate, zip(*runs, strict=True)), strict=True))
+    images = [image for n in batches for image in range(batches[-1])[-n:]]
+    truth = [found_eagerly[image] for image in images]
     threshold = eager.model.roi_heads.score_thresh
     found = difference(truth, outputs, threshold)
     limit = limits(torch.from_numpy(own.content).to(features[0].dtype))
     report = CaseReport(name, found, None, *_margins(graph, features, limit))
-    return _Case(report, own, threshold, truth, outputs)
+    return _Case(report, own, threshold, truth, outputs, images)
 
 
 def _held_against_float64(cases: Sequence[_Case], eager: Eager) -> list[CaseReport]:
@@ -259,13 +274,14 @@ def _held_against_float64(cases: Sequence[_Case], eager: Eager) -> list[CaseRepo
     exact, sides = [], []
     for case in cases:
         with _score_threshold(doubled.model, None, case.threshold), _score_threshold(model, None, case.threshold):
-            exact.append(doubled.detections(*case.input)[0])
+            in_double = doubled.detections(*case.input)[0]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # setting the flag warns of TF32 on Intel's GPUs
                 with torch.backends.mkldnn.flags(enabled=False):
                     again, _ = eager.detections(*case.input)
+        exact.append([in_double[image] for image in case.images])
         rows = model.roi_heads.detections_per_img
-        sides.append([as_outputs(found, rows) for found in (case.eager, again)])
+        sides.append([as_outputs(found, rows) for found in (case.eager, [again[image] for image in case.images])])
 
     def errors_of_eager(slack: float) -> list[Difference]:
         return [

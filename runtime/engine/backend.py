@@ -66,7 +66,13 @@ class TensorRtBackend:
         self._engine.close()
 
     def _check(self) -> None:
-        """That the engine's inputs and outputs are the contract's."""
+        """That the engine's inputs and outputs, and the frames that it was built for, are the contract's."""
+        batches = None if self.contract.min_batch is None else self.contract.batches
+        if (built := self._engine.batches) != batches:
+            takes = f"{built[0]}-{built[-1]}" if built else "one number of"
+            raise ContractError(
+                f"engine {self._engine.path} takes {takes} frames, unlike its contract: {self.contract.batch_text}"
+            )
         shapes = {**self.contract.input_shapes, **self.contract.output_shapes}
         wanted = {name: (shape, np.dtype(self.contract.types[name])) for name, shape in shapes.items()}
         for name, array in {**self._engine.inputs, **self._engine.outputs}.items():

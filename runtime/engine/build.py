@@ -44,6 +44,7 @@ class BuildOptions:
     optimization_level: int = 3  # 0 to 5
     timing_cache: Path | None = None  # None for a file in the user's cache folder
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX: "8.9"; () for its own choice
+    batch: int = 0  # of a file that takes several, the number of frames to be fastest with; 0 for the most
 
     def __post_init__(self) -> None:
         if self.target not in ("auto", *TARGETS):
@@ -52,6 +53,8 @@ class BuildOptions:
             raise WnlbError(f"attention is {self.attention!r}; expected {', '.join(ATTENTION)}")
         if not 0 <= self.workspace < 1 << 24:
             raise WnlbError(f"workspace is {self.workspace} MiB; expected 0 or more, and less than 16 TiB")
+        if self.batch < 0:
+            raise WnlbError(f"batch is {self.batch}; expected a number of frames, or 0 for the most of the file")
         if not 0 <= self.optimization_level <= 5:
             raise WnlbError(f"optimization level is {self.optimization_level}; expected 0 to 5")
 
@@ -64,7 +67,8 @@ def build_engine(
     (Killed between their two renamings, a manifest stays that is not the engine's, and both are refused.)
 
     Args:
-        source: an ONNX file with static shapes, ours or not.
+        source: an ONNX file with static shapes, ours or not; of ours also one that takes several numbers of frames, by
+            one optimisation profile.
         progress: called often; the build ends where it returns False.
 
     Raises:
@@ -77,7 +81,8 @@ def build_engine(
     model = read_onnx(source)
     onnx_sha256 = sha256_of(source)
     contract = contract_of(model)
-    _check_static(source, model)
+    _check_static(source, model, contract)
+    batches = _profile(source, contract, options.batch)
     _check_target(source, contract)
     library = load_tensorrt(options.target)
     _check_options(options, library)
@@ -85,7 +90,7 @@ def build_engine(
     plugin = _choose_attention(model, library, options.attention, gpu)
     timings = Timings(library, options.timing_cache, gpu)
     with atomic_path(output) as engine_path, atomic_path(manifest_path(output)) as json_path:
-        serialized, network_layers = _build(source, model, library, options, plugin, timings, progress)
+        serialized, network_layers = _build(source, model, library, options, batches, plugin, timings, progress)
         data = memoryview(serialized)
         _write(engine_path, data, output)
         fused_layers = layers_of_engine(library, data) if gpu else None
@@ -103,6 +108,7 @@ def build_engine(
                 "workspace": options.workspace,
                 "optimization_level": options.optimization_level,
                 "compute_capabilities": list(options.compute_capabilities),
+                **({"batches": list(batches)} if batches else {}),
             },
             inputs={value.name: described(value) for value in model.graph.input},
             outputs={value.name: described(value) for value in model.graph.output},
@@ -138,12 +144,25 @@ def _write(path: Path, data: bytes | memoryview, target: Path) -> None:
         raise WnlbError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def _check_static(source: Path, model: onnx.ModelProto) -> None:
+def _profile(source: Path, contract: Contract | None, wanted: int) -> tuple[int, int, int] | None:
+    """The fewest frames, those to be fastest with, and the most; None for a file of one fixed batch."""
+    if contract is None or contract.min_batch is None:
+        if wanted:
+            raise WnlbError(f"{source} takes one number of frames; leave --batch out, or export it with --batch 1-8")
+        return None
+    if wanted and wanted not in contract.batches:
+        raise WnlbError(f"batch is {wanted}; expected {contract.batch_text}, the frames that {source} takes")
+    return contract.min_batch, wanted or contract.batch, contract.batch
+
+
+def _check_static(source: Path, model: onnx.ModelProto, contract: Contract | None) -> None:
+    shapes = contract.stated(contract.input_shapes) if contract and contract.min_batch is not None else {}
     weights = {tensor.name for tensor in model.graph.initializer}  # older files list them among the inputs
     for value in model.graph.input:
         tensor = value.type.tensor_type
         static = tensor.HasField("shape") and all(dim.dim_value > 0 for dim in tensor.shape.dim)
-        if value.name not in weights and not static:
+        promised = tuple(dim.dim_value or dim.dim_param for dim in tensor.shape.dim) == shapes.get(value.name)
+        if value.name not in weights and not (static or promised):
             raise GraphError(
                 f"{source}: input {value.name} is {described(value)}; expected a static shape: export the file with "
                 "fixed sizes"
@@ -212,6 +231,7 @@ def _build(
     model: onnx.ModelProto,
     library: TensorRt,
     options: BuildOptions,
+    batches: tuple[int, int, int] | None,
     plugin: PluginLibrary | None,
     timings: Timings,
     progress: Progress,
@@ -238,6 +258,8 @@ def _build(
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
         if options.compute_capabilities:
             library.set_compute_capabilities(config, options.compute_capabilities)
+        if batches:
+            _add_profile(builder, network, config, batches)
         timings.read(config)
         config.progress_monitor = monitor
         serialized = None if monitor.stopped else builder.build_serialized_network(network, config)
@@ -247,6 +269,17 @@ def _build(
         raise WnlbError(f"{source}: {library.title} cannot build it: {last_error(logger)}")
     timings.write(config)
     return serialized, layers_of_network(network)
+
+
+def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
+    """Inputs of the fewest frames, those to be fastest with, and the most."""
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        rest = tuple(tensor.shape)[1:]
+        profile.set_shape(tensor.name, *((batch, *rest) for batch in batches))
+    if config.add_optimization_profile(profile) < 0:
+        raise GraphError(f"no optimisation profile of {batches[0]} to {batches[-1]} frames can be made of the inputs")
 
 
 def _check_plugin_taken(model: onnx.ModelProto, library: TensorRt, network: Any) -> None:

@@ -63,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X.Y",
         help="with tensorrt-rtx: build for these GPUs only (may be repeated)",
     )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of a file that takes several numbers of frames, the one to be fastest with (default: the most)",
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest instead of a summary")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
 
@@ -81,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         optimization_level=arguments.optimization_level,
         timing_cache=arguments.timing_cache,
         compute_capabilities=tuple(arguments.compute_capability),
+        batch=arguments.batch,
     )
     with tqdm(
         total=100,
@@ -115,6 +123,7 @@ def summary(engine: Path, manifest: Manifest) -> str:
         ("from", manifest.onnx),
         ("with", f"{library} {manifest.version}"),
         ("for", where),
+        *([("frames", _frames(manifest.options["batches"]))] if "batches" in manifest.options else []),
         ("attention", manifest.attention),
         (of, layers),
         ("manifest", manifest_path(engine)),
@@ -124,6 +133,11 @@ def summary(engine: Path, manifest: Manifest) -> str:
     if not manifest.contract:
         lines += ["", "The model is not ours (no wnlb contract): inspect takes the engine, predict and run do not."]
     return "\n".join(lines)
+
+
+def _frames(batches: list[int]) -> str:
+    least, fastest, most = batches
+    return f"{least} to {most} a run, chosen to be fast with {fastest}"
 
 
 def _portable(manifest: Manifest) -> str:

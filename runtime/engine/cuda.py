@@ -29,6 +29,10 @@ class Buffer:
     mapped: bool
     free: Callable[[], None]
 
+    def first(self, rows: int) -> Buffer:
+        """Its first rows, where they lie: to be used as long as the whole is, which frees them."""
+        return Buffer(self.host[:rows], self.address, self.mapped, lambda: None)
+
 
 class Cuda(Protocol):
     """One GPU's primary context and one stream in it, never the default one.

@@ -1,4 +1,5 @@
-"""The CUDA driver by ctypes: which GPU there is, graphs, for PyCUDA cannot capture any, and events beside them."""
+"""The CUDA driver by ctypes: which GPU there is, graphs, for PyCUDA cannot capture any, and memory and events beside
+them."""
 
 from __future__ import annotations
 
@@ -76,6 +77,21 @@ def free_memory() -> int:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     check(_load().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)), "cuMemGetInfo")
     return free.value
+
+
+class Memory:
+    """Bytes of the GPU. The context must be current, for every method. Raises WnlbError where there are not so many."""
+
+    def __init__(self, size: int) -> None:
+        self._cuda, address, self.size = _load(), ctypes.c_void_p(), max(size, 1)
+        check(self._cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(self.size)), "cuMemAlloc")
+        self.address = address.value or 0
+
+    def close(self) -> None:
+        """May be called more than once."""
+        if self.address:
+            self._cuda.cuMemFree_v2(ctypes.c_void_p(self.address))
+            self.address = 0
 
 
 class Event:

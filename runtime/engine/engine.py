@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.engine.cuda import Buffer, Cuda, open_cuda
-from wnlb.runtime.engine.driver import Gpu, Graph, find_gpu, free_memory
+from wnlb.runtime.engine.driver import Gpu, Graph, Memory, find_gpu, free_memory
+from wnlb.runtime.engine.execution import Execution, Opened
 from wnlb.runtime.engine.layers import onnx_names_of_engine
 from wnlb.runtime.engine.manifest import Manifest
 from wnlb.runtime.engine.tensorrt import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
-from wnlb.runtime.engine.timing import Parts, PartTimer, Reported, make_profiler, mean_layer_times
+from wnlb.runtime.engine.timing import Parts, PartTimer, Reported, mean_layer_times
 from wnlb.runtime.errors import MissingDependency, WnlbError
 
 _TYPES = {
@@ -32,11 +33,11 @@ _TYPES = {
 
 
 class TensorRtEngine:
-    """One opened engine of static shapes.
+    """One opened engine, of static shapes but for the first axis of all inputs and outputs, which may be open.
 
     One stream of its own, pinned buffers allocated once (one memory for CPU and GPU on a Jetson), and from the second
-    run on a CUDA graph of upload, inference and download, where the engine can be captured. Runs in any thread, one at
-    a time.
+    run of a batch on a CUDA graph of upload, inference and download, where the engine can be captured. Runs in any
+    thread, one at a time.
 
     Args:
         manifest: of the engine; None for one that is trusted without: the first library that takes it opens it.
@@ -56,11 +57,11 @@ class TensorRtEngine:
         self._buffers: dict[str, Buffer] = {}
         self._runtime: Any = None
         self._engine: Any = None
-        self._context: Any = None
-        self._resting: Any = None  # the context of ``run`` while layers are timed
+        self._executions: dict[int | None, Execution] = {}  # by batch; None: of static shapes
+        self._latest: int | None = None  # of the batches, what was run last
+        self._memory: Memory | None = None  # scratch of all executions, where the batch is open
         self._inputs: list[str] = []
-        # By which inputs come from the GPU, and of the inference alone; None where it cannot be captured.
-        self._graphs: dict[frozenset[str] | None, Graph | None] = {}
+        self.batches: range | None = None  # numbers of rows that the first axis may have; None: static shapes
         self._timer: PartTimer | None = None
         self._cuda: Cuda | None = open_cuda()
         try:
@@ -68,7 +69,7 @@ class TensorRtEngine:
                 self._free = free_memory()
                 self._engine = self._open(manifest, plugin)
                 self._allocate()
-                self._open_context()
+                self._execution(self._latest)
         except BaseException:
             self.close()
             raise
@@ -76,12 +77,12 @@ class TensorRtEngine:
 
     @property
     def inputs(self) -> dict[str, NDArray[Any]]:
-        """The host's side of each input, by name."""
+        """The host's side of each input, by name; of the largest batch."""
         return {name: self._buffers[name].host for name in self._inputs}
 
     @property
     def outputs(self) -> dict[str, NDArray[Any]]:
-        """The host's side of each output, by name."""
+        """The host's side of each output, by name; of the largest batch."""
         return {name: buffer.host for name, buffer in self._buffers.items() if name not in self._inputs}
 
     @property
@@ -97,30 +98,34 @@ class TensorRtEngine:
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         """All inputs, of exactly their shapes and types, NumPy arrays or contiguous arrays on the GPU, to all outputs.
 
+        Where the first axis is open, all inputs have as many rows, and so have the outputs.
+
         The outputs are the engine's own buffers: the next run overwrites them, and after ``close`` they are gone.
         """
         with self._lock, self._current() as cuda:
-            addresses = {
-                name: _device_address(name, inputs.get(name), self._buffers[name].host) for name in self._inputs
-            }
+            self._latest = self._batch_of(inputs)
+            own = self._execution(self._latest)
+            addresses = {name: _device_address(name, inputs.get(name), own.buffers[name].host) for name in self._inputs}
             on_device = frozenset(name for name, address in addresses.items() if address)
             for name, address in addresses.items():
                 if address:
-                    cuda.copy(self._buffers[name], address)
+                    cuda.copy(own.buffers[name], address)
                 else:
-                    np.copyto(self._buffers[name].host, inputs[name])
-            graph = self._graphs.get(on_device)
+                    np.copyto(own.buffers[name].host, inputs[name])
+            graph = own.graphs.get(on_device)
             if graph:
                 graph.launch()
             else:
-                self._enqueue(on_device)
+                own.enqueue(on_device)
             cuda.synchronize()
-            if on_device not in self._graphs:
-                self._graphs[on_device] = self._captured(lambda: self._enqueue(on_device))
-        return self.outputs
+            if on_device not in own.graphs:
+                own.graphs[on_device] = self._captured(lambda: own.enqueue(on_device))
+            return own.outputs
 
     def timed(self, transfers: bool, cuda_graph: bool, spin_wait: bool) -> dict[str, float]:
         """Run once on what the host's buffers hold, and take the times, as trtexec defines them, in milliseconds.
+
+        Of the batch that was run last; before any run, of the largest.
 
         ``h2d``, ``gpu`` and ``d2h``: of the uploads, the inference and the downloads, by events on the stream;
         ``latency``: their sum; ``enqueue``: how long this thread took to put the inference on the stream. The copies
@@ -139,16 +144,17 @@ class TensorRtEngine:
         with self._lock, self._current() as cuda:
             if self._timer is None:
                 self._timer = PartTimer(cuda.stream)
-            graph = self._inference_graph(cuda) if cuda_graph else None
-            parts = Parts(self._upload, graph.launch if graph else self._infer, self._download)
+            own = self._execution(self._latest)
+            graph = self._inference_graph(own) if cuda_graph else None
+            parts = Parts(own.upload, graph.launch if graph else own.infer, own.download)
             return self._timer.measure(parts, transfers, spin_wait)
 
     def layer_times(self, runs: int) -> Reported:
         """Names of TensorRT's layers, in the order of execution, and the mean milliseconds of ``runs`` runs, 1 or more.
 
         The nodes that a layer was fused from stand behind its name, where the engine was built with detailed verbosity.
-        Runs on what the host's buffers hold, one layer after the other, slower than otherwise. Empty where TensorRT
-        reports none.
+        Runs on what the host's buffers hold, as ``timed`` does, one layer after the other, slower than otherwise. Empty
+        where TensorRT reports none.
 
         They run in an execution context of their own, whose memory is free again afterwards: that a context forgets
         its profiler is not documented, and ``run`` must not be slower than before.
@@ -158,15 +164,12 @@ class TensorRtEngine:
         """
         if runs < 1:
             raise WnlbError(f"layers are to be timed in {runs} runs; expected 1 or more")
-        with self._lock, self._current() as cuda:
-            self._resting = self._context  # in no local variable, where a traceback would keep it beyond ``close``
+        with self._lock, self._current():
+            timing = self._opened(self._latest)
             try:
-                self._open_context()
-                return mean_layer_times(
-                    self._profiled(cuda, runs), onnx_names_of_engine(self._library.trt, self._engine)
-                )
+                return mean_layer_times(timing.profiled(runs), onnx_names_of_engine(self._library.trt, self._engine))
             finally:
-                self._context, self._resting = self._resting, None
+                timing.close()
 
     def close(self) -> None:
         """Free everything; may be called more than once."""
@@ -179,9 +182,11 @@ class TensorRtEngine:
                 with contextlib.ExitStack() as stack:  # each of them is called, whatever the others do
                     for buffer in self._buffers.values():
                         stack.callback(buffer.free)
+                    if self._memory:
+                        stack.callback(self._memory.close)
                     stack.callback(self._drop_engine)
-                    for graph in filter(None, self._graphs.values()):
-                        stack.callback(graph.close)
+                    for own in self._executions.values():
+                        stack.callback(own.close)
                     if self._timer:
                         stack.callback(self._timer.close)
                     stack.callback(cuda.synchronize)
@@ -226,50 +231,60 @@ class TensorRtEngine:
         raise WnlbError(f"{'; '.join(refusals)}; build it again here")
 
     def _allocate(self) -> None:
-        """A buffer for each input and output."""
+        """A buffer for each input and output, of the largest batch where that is open."""
         assert self._cuda is not None
         trt = self._library.trt
-        for i in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(i)
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+        self.batches = self._open_batches()
+        for name in names:
             shape, kind = tuple(self._engine.get_tensor_shape(name)), self._engine.get_tensor_dtype(name).name
-            if kind not in _TYPES or min(shape, default=1) < 1:
+            stated = shape
+            if self.batches and shape[:1] == (-1,):
+                shape = (self.batches[-1], *shape[1:])
+            if kind not in _TYPES or min(shape, default=1) < 1 or (self.batches and stated[:1] != (-1,)):
                 raise WnlbError(
-                    f"engine {self.path}: {name} is {kind} {list(shape)}; expected a static shape of numbers"
+                    f"engine {self.path}: {name} is {kind} {list(stated)}; expected a static shape of numbers, or the "
+                    "first axis open in all inputs and outputs"
                 )
             self._buffers[name] = self._cuda.buffer(shape, _TYPES[kind], self._mapped)
-            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                self._inputs.append(name)
+        if self.batches:
+            self._memory = Memory(self._engine.device_memory_size_v2)
+            self._latest = self.batches[-1]
 
-    def _open_context(self) -> None:
-        """An execution context on the buffers; it is the one that runs from here on."""
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise WnlbError(f"{self._library.title} cannot run engine {self.path}: {last_error(self._logger)}")
-        for name, buffer in self._buffers.items():
-            if not self._context.set_tensor_address(name, buffer.address):
-                raise WnlbError(f"{self._library.title} refuses the address of {name}: {last_error(self._logger)}")
+    def _open_batches(self) -> range | None:
+        """The numbers of rows of the first axis; None where no input has it open."""
+        opened = [n for n in self._inputs if tuple(self._engine.get_tensor_shape(n))[:1] == (-1,)]
+        if not opened:
+            return None
+        least, _, most = self._engine.get_tensor_profile_shape(opened[0], 0)
+        return range(least[0], most[0] + 1)
 
-    def _enqueue(self, on_device: frozenset[str]) -> None:
-        self._upload(on_device)
-        self._infer()
-        self._download()
+    def _batch_of(self, inputs: dict[str, Any]) -> int | None:
+        """Rows of the inputs, where their number is open. Raises WnlbError where no run has so many."""
+        if self.batches is None:
+            return None
+        name, built = self._inputs[0], self.batches
+        first = inputs.get(name)
+        rows = getattr(first, "__cuda_array_interface__", {"shape": getattr(first, "shape", ())})["shape"]
+        if not rows or rows[0] not in built:
+            got = f"{rows[0]} rows" if rows else "none"
+            raise WnlbError(f"input {name} has {got}; expected {built[0]} to {built[-1]}, as the engine was built for")
+        return int(rows[0])
 
-    def _upload(self, but: frozenset[str] = frozenset()) -> None:
+    def _execution(self, batch: int | None) -> Execution:
+        """The one of that batch, opened when it is first asked for."""
+        if batch not in self._executions:
+            self._executions[batch] = self._opened(batch)
+        return self._executions[batch]
+
+    def _opened(self, batch: int | None) -> Execution:
         assert self._cuda is not None
-        for name in self._inputs:
-            if name not in but:
-                self._cuda.upload(self._buffers[name])
-
-    def _infer(self) -> None:
-        assert self._cuda is not None
-        if not self._context.execute_async_v3(self._cuda.stream):
-            raise WnlbError(f"{self._library.title} cannot start the inference: {last_error(self._logger)}")
-
-    def _download(self) -> None:
-        assert self._cuda is not None
-        for name, buffer in self._buffers.items():
-            if name not in self._inputs:
-                self._cuda.download(buffer)
+        buffers = self._buffers
+        if batch is not None:
+            buffers = {name: buffer.first(batch) for name, buffer in buffers.items()}
+        opened = Opened(self.path, self._library, self._logger, self._engine, tuple(self._inputs))
+        return Execution(opened, self._cuda, buffers, self._memory)
 
     def _captured(self, enqueue: Callable[[], None]) -> Graph | None:
         """After a first run, for that one may still allocate. Without a graph all goes on as before."""
@@ -279,32 +294,15 @@ class TensorRtEngine:
         except WnlbError as error:
             self.description = self._described(f", no CUDA graph ({error})")
             return None
-        if None not in self._graphs.values():
+        if all(None not in own.graphs.values() for own in self._executions.values()):
             self.description = self._described(", CUDA graph")
         return graph
 
-    def _inference_graph(self, cuda: Cuda) -> Graph | None:
-        if None not in self._graphs:
-            self._upload()
-            self._infer()
-            cuda.synchronize()
-            self._graphs[None] = self._captured(self._infer)
-        return self._graphs[None]
-
-    def _profiled(self, cuda: Cuda, runs: int) -> list[Reported]:
-        """What the profiler reports of each run; a first one without it does not count."""
-        self._upload()
-        self._infer()
-        cuda.synchronize()
-        profiler = make_profiler(self._library.trt)
-        self._context.profiler = profiler
-        reports = []
-        for _ in range(runs):
-            profiler.reported = []
-            self._infer()
-            cuda.synchronize()
-            reports.append(profiler.reported)
-        return reports
+    def _inference_graph(self, own: Execution) -> Graph | None:
+        if None not in own.graphs:
+            own.infer_once()
+            own.graphs[None] = self._captured(own.infer)
+        return own.graphs[None]
 
     def _described(self, graph: str) -> str:
         assert self._cuda is not None
@@ -312,7 +310,7 @@ class TensorRtEngine:
         return f"{self._library.title}, {self._gpu.name}, {self._cuda.description}{shared}{graph}"
 
     def _drop_engine(self) -> None:
-        self._context = self._engine = self._runtime = None  # in this order
+        self._engine = self._runtime = None  # in this order, after the contexts
 
 
 def _device_address(name: str, array: Any, like: NDArray[Any]) -> int:

@@ -118,6 +118,13 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-stages", action="store_true", help="leave out where the time goes, and its floor")
     group.add_argument("--device", choices=DEVICES, default="auto", help="for .onnx: default CUDA where it works")
     group.add_argument("--threads", type=int, default=0, metavar="N", help="for .onnx: CPU threads (default: all)")
+    group.add_argument(
+        "--batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="frames a run of models that take several (default: the fewest)",
+    )
     for name, what in (
         ("--data-transfers", "time copies to and from the GPU"),
         ("--cuda-graph", "launch the engine as a CUDA graph"),
@@ -134,7 +141,8 @@ def run(arguments: argparse.Namespace) -> int:
         return run_compare(old, new, arguments.max_regression, arguments.json)
     _check(arguments)
     plan = _plan(arguments)
-    how = How(arguments.device, arguments.threads, arguments.data_transfers, arguments.cuda_graph, arguments.spin_wait)
+    engines = (arguments.data_transfers, arguments.cuda_graph, arguments.spin_wait)
+    how = How(arguments.device, arguments.threads, *engines, batch=arguments.batch)
     frames = _frames(arguments.images or arguments.eval_images)
     with _maker(arguments) as maker:
         variants = [
@@ -175,6 +183,8 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.config and not arguments.config.is_file():
         raise WnlbError(f"--config {arguments.config} is no file; expected what the checkpoint was trained with")
     check_threads(arguments.threads)
+    if arguments.batch < 0:
+        raise WnlbError(f"--batch is {arguments.batch}; expected a number of frames")
     _check_pictures(arguments)
 
 

@@ -31,7 +31,7 @@ def add_floors(
             continue
         progress(variant.name)
         try:
-            work = _work(variant.onnx)
+            work = _work(variant.onnx, row.batch)
             if row.backend not in peaks:
                 peaks[row.backend] = measure_peaks(_run_of(row.backend, how), PRECISIONS)
             row.floor = {stage: _entry(own, peaks[row.backend]) for stage, own in work.items()}
@@ -40,11 +40,11 @@ def add_floors(
     return peaks
 
 
-def _work(path: Path) -> dict[str, Work]:
+def _work(path: Path, batch: int) -> dict[str, Work]:
     try:
         from wnlb.runtime.onnx_file import read_onnx
 
-        return work_by_stage(read_onnx(path))
+        return work_by_stage(read_onnx(path), batch)
     except ModuleNotFoundError as error:
         raise MissingDependency("onnx is not installed: pip install 'wnlb-deploy[calibration]'") from error
 

@@ -38,7 +38,7 @@ _PER_INPUT = frozenset("ArgMax ArgMin GlobalAveragePool GlobalMaxPool TopK".spli
 # Their output is their first input in another shape, order or scale, which whoever reads it can apply.
 _VIEWS = frozenset("DequantizeLinear Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
 # A size that depends on what is found, as our files for a CPU have it in their mask branch: "196*rows0 + 1".
-_ROWS = re.compile(r"(?:\d+\*)?rows\d+")
+_ROWS = re.compile(r"(?:\d+\*)*rows\d+")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class _Tensor:
         return self.count * _BYTES[self.type]
 
 
-def work_by_stage(model: onnx.ModelProto) -> dict[str, Work]:
+def work_by_stage(model: onnx.ModelProto, batch: int | None = None) -> dict[str, Work]:
     """The work of one run by stage, in the order of the network; ``model`` stays as it is.
 
     Stages as ``stages_of`` tells them. Local functions are
@@ -87,12 +87,13 @@ def work_by_stage(model: onnx.ModelProto) -> dict[str, Work]:
     Masks that are computed for what is found alone, in files for a CPU, count as those of an empty frame: the least.
 
     Args:
-        model: with static shapes, but for such rows. Weights may lie in files beside it.
+        model: with static shapes, but for such rows and an open batch. Weights may lie in files beside it.
+        batch: frames of the run, where that is open.
 
     Raises:
         WnlbError: the shape or type of a tensor is not known, or a node has graphs of its own.
     """
-    network = _Network(model)
+    network = _Network(model, batch)
     flops: dict[str, dict[str, float]] = {stage: {} for stage in network.stages}
     for node, stage in zip(network.nodes, network.stages, strict=True):
         count, precision = network.flops(node), network.precision(node)
@@ -105,8 +106,8 @@ def work_by_stage(model: onnx.ModelProto) -> dict[str, Work]:
 class _Network:
     """The nodes of a model, their stages, and what becomes of each tensor."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        inferred = with_shapes(model)
+    def __init__(self, model: onnx.ModelProto, batch: int | None) -> None:
+        inferred = with_shapes(model, batch=batch)
         self.nodes = list(inferred.graph.node)
         self.stages = stages_of(node.name for node in self.nodes)
         self._tensors = _tensors(inferred, model.graph.initializer)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.runtime.contract import METADATA_KEY
+from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.denormals import without_denormals
 from wnlb.runtime.engine.backend import TensorRtBackend
 from wnlb.runtime.engine.engine import TensorRtEngine
@@ -31,13 +31,14 @@ from wnlb.runtime.profile.stages import stage_times
 
 @dataclass(frozen=True)
 class How:
-    """How models are run. The last three are trtexec's, for engines."""
+    """How models are run. Three are trtexec's, for engines."""
 
     device: str = "auto"  # of ONNX Runtime
     threads: int = 0  # of ONNX Runtime
     data_transfers: bool = True
     cuda_graph: bool = True
     spin_wait: bool = True
+    batch: int = 0  # frames of a run, of models that take several numbers of them; 0 for the fewest
 
 
 class Worker:
@@ -45,8 +46,8 @@ class Worker:
 
     A model of ours runs on the frames, with preparation and masks; another on zeros, bare.
 
-    ``facts`` are the backend's ``description``, the ``contract`` (None for a model that is not ours), ``start_up_ms``
-    (opening the model) and ``first_ms`` (the first frame).
+    ``facts`` are the backend's ``description``, the ``contract`` (None for a model that is not ours), the ``batch``
+    of a run, ``start_up_ms`` (opening the model) and ``first_ms`` (the first run).
 
     Raises:
         WnlbError: the model cannot be opened or run.
@@ -122,6 +123,7 @@ class _Runner:
             "start_up_ms": start_up_ms,
             "first_ms": first["total"],
             "contract": self._subject.contract,
+            "batch": self._subject.batch,
         }
 
     def run(self, count: int) -> list[Times]:
@@ -197,8 +199,8 @@ class _Frames:
             model, device="auto" if model.suffix == ".engine" else how.device, threads=how.threads
         )
         self._model, self._threads = model, how.threads
-        size = self._predictor.contract.batch
-        self._batches = [[frames[(i + j) % len(frames)] for j in range(size)] for i in range(len(frames))]
+        self.batch = _batch(model, self._predictor.contract, how.batch)
+        self._batches = [[frames[(i + j) % len(frames)] for j in range(self.batch)] for i in range(len(frames))]
         self._turns = itertools.cycle(self._batches)
         self.contract = json.loads(self._predictor.contract.to_json())
         backend = self._predictor.backend
@@ -229,7 +231,7 @@ class _Frames:
 class _BareEngine(_Engine):
     """An engine that is not ours, on zeros."""
 
-    contract = None
+    contract, batch = None, 1
 
     def __init__(self, model: Path, how: How) -> None:
         engine = TensorRtEngine(model, read_manifest(model))
@@ -248,7 +250,7 @@ class _BareEngine(_Engine):
 class _BareOnnx(_Session):
     """An ONNX file that is not ours, on zeros."""
 
-    contract = None
+    contract, batch = None, 1
 
     def __init__(self, model: Path, session: Any) -> None:
         self._session = session
@@ -259,6 +261,15 @@ class _BareOnnx(_Session):
         with without_denormals():
             self._session.run(None, self._inputs)
         return {}
+
+
+def _batch(model: Path, contract: Contract, wanted: int) -> int:
+    """Frames of a run."""
+    if not wanted or contract.min_batch is None:
+        return contract.batches[0]
+    if wanted not in contract.batches:
+        raise WnlbError(f"{model} takes {contract.batch_text} frames a run, not the {wanted} of --batch")
+    return wanted
 
 
 def _zeros(model: Path, value: Any) -> NDArray[Any]:

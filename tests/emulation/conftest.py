@@ -89,6 +89,12 @@ def planted() -> Path:
 
 
 @pytest.fixture
+def batches() -> Path:
+    """The same for 1 to 5 frames."""
+    return Path(os.environ["EMULATED_MODEL_OF_BATCHES"])
+
+
+@pytest.fixture
 def fused() -> Path:
     """A real model whose attention is plugin nodes with function bodies."""
     return Path(os.environ["EMULATED_FUSED_MODEL"])
@@ -113,6 +119,13 @@ def make_plugin(tmp_path: Path) -> Callable[..., Path]:
 def images(count: int) -> list[Any]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (2, 64, 96, 3), dtype=np.uint8) for _ in range(count)]
+
+
+def of_batch(count: int, number: int = 0) -> dict[str, Any]:
+    """Inputs of as many frames, others for each number; every content differs."""
+    rng = np.random.default_rng(number)
+    image = rng.integers(0, 256 - 20 * number, (count, 64, 96, 3), dtype=np.uint8)
+    return {"image": image, "content": rng.integers(20, 64, (count, 2), dtype=np.int32)}
 
 
 def run_thrice(backend: Any) -> None:

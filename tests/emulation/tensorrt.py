@@ -52,6 +52,10 @@ class NetworkDefinitionCreationFlag(enum.IntEnum):
     EXPLICIT_BATCH, STRONGLY_TYPED = range(2)
 
 
+class ExecutionContextAllocationStrategy(enum.IntEnum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
 class MemoryPoolType(enum.IntEnum):
     WORKSPACE = 0
 
@@ -121,6 +125,12 @@ class ILayer:
         return DataType.FLOAT
 
 
+class ITensor:
+    def __init__(self, value: Any) -> None:
+        self.name = value.name
+        self.shape = tuple(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)
+
+
 class INetworkDefinition:
     def __init__(self, flags: int) -> None:
         assert flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
@@ -133,6 +143,13 @@ class INetworkDefinition:
 
     def get_layer(self, index: int) -> ILayer:
         return self.layers[index]
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.model.graph.input)
+
+    def get_input(self, index: int) -> ITensor:
+        return ITensor(self.model.graph.input[index])
 
 
 class ParserError:
@@ -196,12 +213,28 @@ class ITimingCache:
         return b"timings of " + __version__.encode()
 
 
+class IOptimizationProfile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        assert all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True))
+        self.shapes[input] = [tuple(min), tuple(opt), tuple(max)]
+
+
 class IBuilderConfig:
     def __init__(self) -> None:
+        self.profiles: list[IOptimizationProfile] = []
         self.builder_optimization_level = 3
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self.progress_monitor: Any = None
         self._cache: ITimingCache | None = None
+
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        if "profile" in faults:
+            return -1
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, size: int) -> None:
         assert size > 0
@@ -227,6 +260,9 @@ class Builder:
     def create_builder_config(self) -> IBuilderConfig:
         return IBuilderConfig()
 
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile()
+
     def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
         monitor = config.progress_monitor
         monitor.phase_start("Building engine", None, 4)
@@ -238,6 +274,16 @@ class Builder:
         if "build" in faults:
             self._logger.log(ILogger.ERROR, "[virtualMemoryBuffer.cpp::resizePhysical] Error Code 2: OutOfMemory")
             return None
+        inputs = [network.get_input(i) for i in range(network.num_inputs)]
+        assert any(-1 in tensor.shape for tensor in inputs) == bool(config.profiles)
+        shapes = config.profiles[0].shapes if config.profiles else {}
+        assert all(
+            wanted in (-1, size)
+            for tensor in inputs
+            for shape in shapes.get(tensor.name, ())
+            for wanted, size in zip(tensor.shape, shape, strict=True)
+        )
+        onnx.helper.set_model_props(network.model, {"profile": json.dumps(shapes)})
         return _header() + network.model.SerializeToString()
 
 
@@ -290,7 +336,11 @@ class ICudaEngine:
         self.outputs = [value.name for value in self.session.get_outputs()]
         kinds = {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT, "tensor(int32)": DataType.INT32}
         values = [*self.session.get_inputs(), *self.session.get_outputs()]
-        self.tensors = {value.name: (tuple(value.shape), kinds[value.type]) for value in values}
+        self.tensors = {
+            value.name: (tuple(-1 if isinstance(dim, str) else dim for dim in value.shape), kinds[value.type])
+            for value in values
+        }
+        self._profile = json.loads({p.key: p.value for p in self._model.metadata_props}["profile"])
 
     @property
     def num_io_tensors(self) -> int:
@@ -302,6 +352,14 @@ class ICudaEngine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.tensors[name][0]
 
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
+        assert profile_index == 0
+        return [tuple(shape) for shape in self._profile[name]]
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return CONTEXT_BYTES
+
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
 
@@ -311,8 +369,12 @@ class ICudaEngine:
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector([node.name for node in self._model.graph.node])
 
-    def create_execution_context(self) -> IExecutionContext | None:
+    def create_execution_context(
+        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> IExecutionContext | None:
         memory = ctypes.c_void_p()
+        if strategy == ExecutionContextAllocationStrategy.USER_MANAGED and "context" not in faults:
+            return IExecutionContext(self, memory)
         if "context" in faults or _cuda.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(CONTEXT_BYTES)):
             self._logger.log(ILogger.ERROR, "IExecutionContext cannot be made")
             return None
@@ -324,6 +386,9 @@ class IExecutionContext:
         self._engine, self._memory, self._addresses = engine, memory, dict[str, int]()
         self._profiler: IProfiler | None = None
         self._profiled_runs = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._has_memory = bool(memory)
+        self._captured = False
         itself = weakref.ref(self)  # freed when the last reference goes, as the real one
 
         def infer(_: int) -> None:
@@ -334,7 +399,8 @@ class IExecutionContext:
         self._function = _HOST_FUNCTION(infer)
 
     def __del__(self) -> None:
-        _cuda.cuMemFree_v2(self._memory)  # not done where no CUDA context is current
+        if self._memory:
+            _cuda.cuMemFree_v2(self._memory)  # not done where no CUDA context is current
 
     @property
     def profiler(self) -> IProfiler | None:
@@ -346,6 +412,18 @@ class IExecutionContext:
             raise TypeError("IProfiler.__init__() must be called when overriding __init__")
         self._profiler = profiler
 
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._has_memory = memory != 0 and size >= self._engine.device_memory_size_v2
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        """A context that a graph was captured from must stay as it is: what its graph would do is undefined."""
+        assert not self._captured, "the shape of a captured context was changed"
+        least, _, most = self._engine.get_tensor_profile_shape(name, 0)
+        if "shape" in faults or not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
+            return False
+        self._shapes[name] = tuple(shape)
+        return True
+
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
         return address != 0
@@ -353,6 +431,8 @@ class IExecutionContext:
     def execute_async_v3(self, stream: int) -> bool:
         if "enqueue" in faults or (_cuda.emulatedCapturing() and ("capture" in faults or self._profiler)):
             return False
+        assert self._has_memory
+        self._captured = self._captured or bool(_cuda.emulatedCapturing())
         if _cuda.cuLaunchHostFunc(ctypes.c_void_p(stream), self._function, None):
             return False
         if self._profiler:
@@ -374,6 +454,8 @@ class IExecutionContext:
 
     def _array(self, name: str) -> Any:
         shape, kind = self._engine.tensors[name]
+        if shape[:1] == (-1,):
+            shape = (self._shapes[self._engine.inputs[0]][0], *shape[1:])
         dtype = {DataType.UINT8: np.uint8, DataType.INT32: np.int32, DataType.FLOAT: np.float32}[kind]
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = (ctypes.c_uint8 * size).from_address(self._addresses[name])

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import engine_from, images, run_thrice, take_all_times
+from conftest import engine_from, images, of_batch, run_thrice, take_all_times
 from model_inputs import whole
 
 from wnlb.plugins import load
@@ -176,6 +176,110 @@ def test_every_call_that_fails_is_told_and_leaves_nothing(
     assert call < 199
     assert told >= 12
     assert without_graph >= 3  # begin, end, instantiate, and what is put into the graph
+
+
+BATCHES = (1, 3, 5, 3, 1, 1, 5, 3)
+
+
+@pytest.mark.parametrize("shared", [0, 1], ids=["own memory", "shared memory"])
+def test_each_batch_has_a_graph_of_its_own(
+    batches: Path, tmp_path: Path, driver: Any, trt: Any, memory: str, shared: int
+) -> None:
+    """From its second run on; the scratch memory is one for all, and only what was run is copied."""
+    driver.emulatedMachine(1, 87, shared)
+    reference, backend = OnnxRuntimeBackend(batches, device="cpu"), TensorRtBackend(engine_from(batches, tmp_path))
+    launches, seen = driver.emulatedLaunches(), set()
+    graphs = 0
+    for number, count in enumerate(BATCHES):
+        inputs = of_batch(count, number)
+        found, expected = backend.run(inputs), reference.run(inputs)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+            assert found[name].shape[0] == count
+        graphs += count in seen
+        seen.add(count)
+        assert driver.emulatedLaunches() - launches == graphs
+    alive = driver.emulatedAlive()
+    for number, count in enumerate(BATCHES):
+        backend.run(of_batch(count, number))
+    assert driver.emulatedAlive() == alive
+    assert backend.description.endswith(", CUDA graph")
+    backend.close()
+
+
+def run_all_batches(backend: TensorRtBackend) -> None:
+    for count in (1, 3, 1, 3):
+        backend.run(of_batch(count))
+    backend.timed(True, True, False)
+    backend.layer_times(1)
+
+
+def test_every_call_that_fails_with_several_batches_is_told_and_leaves_nothing(
+    batches: Path, tmp_path: Path, driver: Any, trt: Any, memory: str
+) -> None:
+    engine, told = engine_from(batches, tmp_path), 0
+    alive = driver.emulatedAlive()
+    for call in range(1, 300):
+        backend, failure = None, None
+        driver.emulatedFailAt(call)
+        try:
+            backend = TensorRtBackend(engine)
+            run_all_batches(backend)
+        except WnlbError as error:
+            failure = error  # kept, with its traceback, until after the end
+            told += 1
+        calls = driver.emulatedCalls()
+        driver.emulatedFailAt(0)
+        if backend:
+            backend.close()
+        assert driver.emulatedAlive() == alive, f"call {call} leaks"
+        if calls < call:
+            break
+        assert failure or "no CUDA graph" in backend.description or memory == "PyCUDA", f"call {call} is not told"
+    assert call < 299
+    assert told >= 12
+
+
+def test_a_batch_that_the_engine_was_not_built_for(batches: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    backend = TensorRtBackend(engine_from(batches, tmp_path))
+    for inputs, said in (
+        (of_batch(6), "input image has 6 rows; expected 1 to 5"),
+        ({}, "input image has none; expected 1 to 5"),
+        ({**of_batch(3), "content": of_batch(2)["content"]}, r"input content is <i4 \[2, 2\]; expected int32 \[3, 2\]"),
+    ):
+        with pytest.raises(WnlbError, match=said):
+            backend.run(inputs)
+    np.testing.assert_array_equal(backend.run(of_batch(2))["count"], [2, 2])
+    trt.faults.add("shape")
+    with pytest.raises(WnlbError, match=r"TensorRT 10.3.0 refuses image of \[4, 64, 96, 3\]"):
+        backend.run(of_batch(4))
+    trt.faults.clear()
+    backend.run(of_batch(4))
+    backend.close()
+
+
+def test_a_predictor_pays_for_the_frames_that_come(batches: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    frames = [np.full((64, 96, 3), 40 * (i + 1), np.uint8) for i in range(5)]
+    with Predictor(engine_from(batches, tmp_path)) as predictor:
+        alone = [predictor(frame).scores for frame in frames]
+        for count in (5, 2):
+            together = predictor.predict_batch(frames[:count])
+            np.testing.assert_array_equal([found.scores for found in together], alone[:count])
+        with pytest.raises(WnlbError, match="6 frames; expected 1 to 5"):
+            predictor.predict_batch([*frames, frames[0]])
+
+
+def test_an_engine_of_other_batches_is_refused(
+    batches: Path, planted: Path, tmp_path: Path, driver: Any, trt: Any
+) -> None:
+    bare = tmp_path / "bare.engine"
+    shutil.copy(engine_from(batches, tmp_path), bare)
+    with pytest.raises(ContractError, match=r"takes 1-5 frames, unlike its contract: 2"):
+        TensorRtBackend(bare, trust=planted)
+    TensorRtBackend(bare, trust=batches).close()
+    shutil.copy(engine_from(planted, tmp_path), bare)
+    with pytest.raises(ContractError, match=r"takes one number of frames, unlike its contract: 1-5"):
+        TensorRtBackend(bare, trust=batches)
 
 
 def test_it_runs_in_another_thread_and_may_be_closed_there(

@@ -249,3 +249,20 @@ def test_options_for_the_other_library(planted: Path, tmp_path: Path, driver: An
     driver.emulatedMachine(0, 87, 0)
     with pytest.raises(MissingDependency, match=r"no CUDA-capable device.*--target tensorrt-rtx"):
         build_engine(planted, tmp_path / "m.engine", TENSORRT)
+
+
+def test_one_profile_for_all_batches(batches: Path, planted: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+    engine = tmp_path / "m.engine"
+    manifest = build_engine(batches, engine, BuildOptions(target="tensorrt"))
+    assert manifest.options["batches"] == [1, 5, 5]
+    assert manifest.inputs == {"image": "uint8 [batch, 64, 96, 3]", "content": "int32 [batch, 2]"}
+    options = BuildOptions(target="tensorrt", batch=2)
+    assert build_engine(batches, engine, options).options["batches"] == [1, 2, 5]
+    with pytest.raises(WnlbError, match="batch is 6; expected 1-5, the frames that"):
+        build_engine(batches, engine, BuildOptions(target="tensorrt", batch=6))
+    with pytest.raises(WnlbError, match="takes one number of frames; leave --batch out"):
+        build_engine(planted, engine, options)
+    trt.faults.add("profile")
+    with pytest.raises(GraphError, match="no optimisation profile of 1 to 5 frames"):
+        build_engine(batches, engine, BuildOptions(target="tensorrt"))
+    assert "batches" not in build_engine(planted, engine, BuildOptions(target="tensorrt")).options

@@ -9,6 +9,8 @@ import pytest
 import torch
 from small_models import small_model
 
+from wnlb.runtime.cli import main
+
 BRIEF = ("--pre-nms", 100, "--post-nms", 60, "--candidates", 480, "--nms-rounds", 16)  # a CPU is through with soon
 
 
@@ -78,7 +80,7 @@ def test_failed_verification_exits_with_1_and_leaves_nothing(
         (("--size", "64x64", "--set", "mode"), "expected NAME=VALUE"),
         (("--size", "64x64", "--set", "mode=scaled"), "expected one of embedded"),
         (("--size", "64x64", "--set", "fpn_channels=16"), "misshapen"),
-        (("--size", "64x64", "--batch", "two"), "invalid int value"),
+        (("--size", "64x64", "--batch", "two"), "batch is 'two'; expected a number of frames such as 4"),
         (("--size", "64x64", "--precision", "int4"), "invalid choice"),
         ((), "required: --size"),
     ],
@@ -91,6 +93,28 @@ def test_bad_arguments_get_one_line(
     assert said in run.err
     assert run.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ("0-4", "batch is 0-4; expected A-B, with A from 1 up and B above it"),
+        ("4-1", "batch is 4-1; expected A-B"),
+        ("4-4", "batch is 4-4; expected A-B"),
+        ("0", "batch is 0; expected at least 1"),
+        *(
+            (text, f"batch is {text!r}; expected a number of frames such as 4, or the fewest and the most: 1-8")
+            for text in ("a-b", "1-", "1-2-3", "-2", "1..8")
+        ),
+    ],
+)
+def test_bad_batches_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], batch: str, said: str) -> None:
+    output = tmp_path / "model.onnx"
+    assert main(["export", "sample", "-o", str(output), "--size", "64x64", f"--batch={batch}"]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not output.exists()
 
 
 def test_missing_checkpoint_and_missing_folder(wnlb_here: Command, tmp_path: Path, small_checkpoint_path: Path) -> None:

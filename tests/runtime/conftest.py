@@ -30,6 +30,18 @@ CLIP = [
 PASS = [helper.make_node("Identity", ["boxes_value"], ["boxes"])]  # in files of format 1
 
 
+def _opened(name: str) -> list[onnx.NodeProto]:
+    """In files that take several numbers of frames: a row of constants for each of them."""
+    return [
+        helper.make_node("Shape", ["pixels"], [f"{name}_frames"], start=0, end=1),
+        helper.make_node("Concat", [f"{name}_frames", f"rest_{name}"], [f"{name}_shape"], axis=0),
+        helper.make_node("Expand", [f"{name}_value", f"{name}_shape"], [name]),
+    ]
+
+
+OPENED = {name: _opened(name) for name in ("labels", "masks", "count")}
+
+
 @pytest.fixture(scope="session")
 def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]:
     """Writes a model file, for a batch of two, that finds the same two boxes in every frame.
@@ -40,7 +52,8 @@ def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]
 
     def write(path: Path, contract: Contract | None = None, **metadata: str) -> Path:
         contract = contract or make_contract(batch=2)
-        batch, shapes = contract.batch, contract.output_shapes
+        batch = 1 if contract.min_batch is not None else contract.batch
+        shapes = contract.stated(contract.output_shapes)
         values = {
             "axes": np.array([1, 2, 3], np.int64),
             "one": np.array([1], np.int64),
@@ -54,10 +67,14 @@ def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]
         }
         kinds = {n: helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for n, kind in contract.types.items()}
         nodes = NODES + (PASS if contract.format == 1 else CLIP)
+        if contract.min_batch is not None:  # a row of the constants for each frame
+            values |= {f"rest_{name}": np.array(shapes[name][1:], np.int64) for name in OPENED if name in shapes}
+            nodes = [OPENED.get(node.output[0], node) for node in nodes]
+            nodes = [part for node in nodes for part in (node if isinstance(node, list) else [node])]
         graph = helper.make_graph(
             [node for node in nodes if node.output[0] != "masks" or "masks" in shapes],
             "planted",
-            [helper.make_tensor_value_info(n, kinds[n], s) for n, s in contract.input_shapes.items()],
+            [helper.make_tensor_value_info(n, kinds[n], s) for n, s in contract.stated(contract.input_shapes).items()],
             [helper.make_tensor_value_info(n, kinds[n], s) for n, s in shapes.items()],
             [numpy_helper.from_array(value, name) for name, value in values.items()],
         )
@@ -67,6 +84,17 @@ def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def planted_batches_path(
+    tmp_path_factory: pytest.TempPathFactory,
+    planted_model: Callable[..., Path],
+    make_contract: Callable[..., Contract],
+) -> Path:
+    """The same for 1 to 5 frames."""
+    path = tmp_path_factory.mktemp("planted") / "batches.onnx"
+    return planted_model(path, make_contract(batch=5, min_batch=1))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from wnlb.runtime.contract import METADATA_KEY, Contract
-from wnlb.runtime.errors import ContractError
+from wnlb.runtime.errors import ContractError, WnlbError
 
 REQUIRED = {
     "batch": 1,
@@ -68,6 +68,34 @@ def test_files_are_written_in_format_2_which_knows_the_content():
     assert dataclasses.replace(contract, format=1, batch=3).input_shapes == {"image": (3, 64, 96, 3)}
     kinds = {"boxes": "float32", "scores": "float32", "labels": "int32", "masks": "float32", "count": "int32"}
     assert contract.types == {"image": "uint8", "content": "int32", **kinds}
+
+
+def test_a_contract_of_several_batches():
+    contract = Contract(**{**REQUIRED, "batch": 8, "min_batch": 1})
+    assert Contract.from_json(contract.to_json()) == contract
+    assert (contract.batches, contract.batch_text, contract.axis) == (range(1, 9), "1-8", "batch")
+    assert contract.input_shapes == {"image": (8, 64, 96, 3), "content": (8, 2)}
+    assert contract.stated(contract.input_shapes) == {"image": ("batch", 64, 96, 3), "content": ("batch", 2)}
+    assert contract.stated(contract.output_shapes)["count"] == ("batch",)
+    assert [contract.batch_for(frames) for frames in (1, 3, 8)] == [1, 3, 8]
+    assert dataclasses.replace(contract, min_batch=4).batch_for(3) == 4
+    for frames in (0, 9):
+        with pytest.raises(WnlbError, match=rf"{frames} frames; expected 1 to 8"):
+            contract.batch_for(frames)
+
+
+def test_a_contract_of_one_batch_is_written_as_before():
+    contract = Contract(**{**REQUIRED, "batch": 4})
+    assert "min_batch" not in json.loads(contract.to_json())
+    assert (contract.batches, contract.batch_text, contract.axis) == (range(4, 5), "4", 4)
+    assert contract.stated(contract.input_shapes) == contract.input_shapes
+    assert contract.batch_for(1) == 4
+
+
+@pytest.mark.parametrize("least", [0, 8, 9, -1, 1.0, True, "1"])
+def test_a_bad_smallest_batch_is_named(least):
+    with pytest.raises(ContractError, match=r"min_batch is .*; expected a whole number from 1 up, below"):
+        Contract.from_json(written(batch=8, min_batch=least))
 
 
 def test_shapes_with_and_without_masks():

@@ -23,6 +23,7 @@ FOLDER = Path(__file__).parents[1] / "emulation"
 def test_on_an_emulated_gpu(
     part: str,
     planted_model_path: Path,
+    planted_batches_path: Path,
     planted_model: Callable[..., Path],
     make_contract: Callable[..., Contract],
     small_model_path: Path,
@@ -35,6 +36,7 @@ def test_on_an_emulated_gpu(
         **os.environ,
         "EMULATED_FOLDER": str(tmp_path),
         "EMULATED_MODEL": str(planted_model_path),
+        "EMULATED_MODEL_OF_BATCHES": str(planted_batches_path),
         "EMULATED_MODEL_OF_FORMAT_1": str(planted_model(tmp_path / "1.onnx", make_contract(batch=2, format=1))),
         "EMULATED_FUSED_MODEL": str(tmp_path / "fused.onnx"),
     }

@@ -281,3 +281,26 @@ def test_a_closed_backend_says_so(planted_model_path):
     backend.close()
     with pytest.raises(WnlbError, match="closed"):
         predictor(frame(64, 96))
+
+
+def test_a_model_of_several_batches_gets_the_frames_that_come(planted_batches_path):
+    frames = [frame(64, 96 - 10 * i, 40 * (i + 1)) for i in range(5)]
+    with Predictor(planted_batches_path, device="cpu") as predictor:
+        run, seen = predictor.backend.run, []
+        predictor.backend.run = lambda inputs: run(seen.append({n: len(a) for n, a in inputs.items()}) or inputs)
+        alone = [predictor(own).scores for own in frames]
+        for count in (5, 1, 3):
+            found = predictor.predict_batch(frames[:count])
+            np.testing.assert_array_equal([own.scores for own in found], alone[:count])
+        assert seen == [{"image": n, "content": n} for n in (1, 1, 1, 1, 1, 5, 1, 3)]
+        with pytest.raises(WnlbError, match="6 frames; expected 1 to 5"):
+            predictor.predict_batch([*frames, frames[0]])
+
+
+def test_a_model_of_two_frames_or_more_is_given_two(planted_model, make_contract, tmp_path):
+    path = planted_model(tmp_path / "m.onnx", make_contract(batch=4, min_batch=2))
+    with Predictor(path, device="cpu") as predictor:
+        run, seen = predictor.backend.run, []
+        predictor.backend.run = lambda inputs: run(seen.append(inputs["content"].tolist()) or inputs)
+        assert len(predictor.predict_batch([frame(64, 96, 9)])) == 1
+        assert seen == [[[64, 96], [0, 0]]]

@@ -14,7 +14,7 @@ from wnlb.runtime.engine.engine import _TYPES
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "tests" / "data" / "tensorrt_api.json").read_text())
 VERSIONS = sorted(RECORDED)
-PARTS = ("build", "engine", "layers", "progress", "tensorrt", "timing", "timing_cache")
+PARTS = ("build", "engine", "execution", "layers", "progress", "tensorrt", "timing", "timing_cache")
 FILES = [ROOT / "runtime" / "engine" / f"{name}.py" for name in PARTS]
 FILES.append(ROOT / "plugins" / "library.py")
 # How variables that hold TensorRT's objects are called in our code.
@@ -23,6 +23,7 @@ OBJECTS = {
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "config": "IBuilderConfig",
+    "profile": "IOptimizationProfile",
     "engine": "ICudaEngine",
     "_engine": "ICudaEngine",
     "_context": "IExecutionContext",
@@ -96,6 +97,10 @@ def test_the_names_are_found() -> None:
         "IPluginRegistry.load_library",
         "IExecutionContext.profiler",
         "IProfiler",
+        "ExecutionContextAllocationStrategy.USER_MANAGED",
+        "IExecutionContext.set_input_shape",
+        "ICudaEngine.get_tensor_profile_shape",
+        "IOptimizationProfile.set_shape",
     } <= names()
     assert not has("10.3.0", "IBuilderConfig.set_nothing")
     assert not has("11.4.0.106", "IBuilderConfig.int8_calibrator")  # gone in 11

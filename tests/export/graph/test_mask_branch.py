@@ -65,10 +65,13 @@ def test_other_rows_do_not_change_a_mask(counts: tuple[int, ...], conventions: C
     torch.testing.assert_close(detect.mask(maps, boxes, labels, found), expected, atol=1e-12, rtol=0)
 
 
-def test_only_rows_that_are_found_are_pooled() -> None:
-    levels, *rows = inputs((2, 0, 5))
+@pytest.mark.parametrize(("counts", "pooled"), [((2, 0, 5), 15), ((0, 0, 0), 0)])
+def test_only_rows_that_are_found_are_computed(counts: tuple[int, ...], pooled: int) -> None:
+    """And pooled so many of each image as the one with the most has."""
+    levels, *rows = inputs(counts)
     detect = stage("cpu", TORCHVISION)
     seen: list[tuple[int, ...]] = []
-    detect.mask.pool.register_forward_hook(lambda _, __, pooled: seen.append(tuple(pooled.shape)))
+    for module in (detect.mask.pool, detect.mask.head):
+        module.register_forward_hook(lambda _, __, made: seen.append(tuple(made.shape[:2])))
     detect.mask(detect.maps(levels), *rows)
-    assert seen == [(14 * 14, 7, 32)]
+    assert seen == [(14 * 14, pooled), (14 * 14, sum(counts))]

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from conftest import BATCHES
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from small_models import small_model
@@ -24,7 +25,7 @@ from wnlb.runtime.conventions import MMDETECTION, TORCHVISION, Conventions
 from wnlb.runtime.profile.stages import stage_of
 
 NAMES = ("boxes", "scores", "labels", "masks", "count")
-ROWS = 40
+ROWS = BATCHES["detections"]
 Outputs = dict[str, NDArray]
 
 
@@ -66,6 +67,13 @@ def traced(batch: int, target: str = "cpu", conventions: Conventions = TORCHVISI
     return Traced(file, graph)
 
 
+def exported(request: pytest.FixtureRequest) -> Traced:
+    """The file for 1 to 5 images that other tests share."""
+    model, options = small_model(), ExportOptions(64, 96, target="cpu", **BATCHES)
+    configure(model.float(), options)
+    return Traced(onnx.load(request.getfixturevalue("batches_cpu_model_path")), DeployGraph(model, options))
+
+
 def threshold_of(scores: NDArray, count: int) -> float:
     """One that so many of the descending ``scores`` pass."""
     return 1.0 if count == 0 else float(scores[count - 1 : count + 1].mean()) if count < len(scores) else 0.0
@@ -90,11 +98,12 @@ def test_any_number_of_detections(single: Traced, count: int) -> None:
     np.testing.assert_allclose(found["masks"], single.all_rows(IMAGE, WHOLE, threshold), atol=2e-5, rtol=0)
 
 
-def test_a_batch_of_none_some_and_all() -> None:
+@pytest.mark.parametrize("batch", [None, pytest.param(3, marks=pytest.mark.slow)], ids=["open", "3"])
+def test_a_batch_of_none_some_and_all(request: pytest.FixtureRequest, batch: int | None) -> None:
     """The images share the rows that are computed; each finds its own again, and what the file for a GPU finds."""
     images = np.concatenate([dark_scene((2, 64, 96, 3)), np.full((1, 64, 96, 3), 7, np.uint8)])
     content = np.array([[64, 96], [64, 96], [0, 0]], np.int32)
-    file = traced(3)
+    file = traced(batch) if batch else exported(request)
     lasts = file.run(images, content, 0.0)["scores"][:2, ROWS - 1]
     threshold = float(lasts.mean())
     full, some = int(lasts.argmax()), int(lasts.argmin())
@@ -103,7 +112,9 @@ def test_a_batch_of_none_some_and_all() -> None:
     assert 0 < found["count"][some] < ROWS
     assert found["count"][2] == 0
     np.testing.assert_allclose(found["masks"], file.all_rows(images, content, threshold), atol=2e-5, rtol=0)
-    on_gpu = traced(3, "gpu").run(images, content, threshold)
+    if batch is None:
+        return
+    on_gpu = traced(batch, "gpu").run(images, content, threshold)
     for name, atol in (("boxes", 1e-3), ("scores", 1e-5), ("labels", 0), ("masks", 1e-4), ("count", 0)):
         np.testing.assert_allclose(found[name], on_gpu[name], atol=atol, rtol=0, err_msg=name)
 

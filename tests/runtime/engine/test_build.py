@@ -57,6 +57,31 @@ def test_an_exported_file_builds(small_model_path: Path, tmp_path: Path) -> None
     assert any("graph" in what for _, what in seen)
 
 
+def test_several_batches_build_by_one_profile(planted_batches_path: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "model.engine"
+    assert build_engine(planted_batches_path, engine, RTX).options["batches"] == [1, 5, 5]
+    options = BuildOptions(target="tensorrt-rtx", batch=3)
+    manifest = build_engine(planted_batches_path, engine, options)
+    assert manifest.options["batches"] == [1, 3, 5]
+    assert manifest.inputs["image"] == "uint8 [batch, 64, 96, 3]"
+    assert read_manifest(engine) == manifest
+    for batch in (6, -1):
+        with pytest.raises(WnlbError, match=rf"batch is {batch}; expected"):
+            build_engine(planted_batches_path, engine, BuildOptions(target="tensorrt-rtx", batch=batch))
+
+
+@pytest.mark.slow  # 7 s of both cores
+def test_an_exported_file_of_several_batches_builds(batches_model_path: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "model.engine"
+    manifest = build_engine(batches_model_path, engine, RTX)
+    assert manifest.options["batches"] == [1, 5, 5]
+    assert engine.stat().st_size > 1e5
+    model = onnx.load(batches_model_path)
+    assert fuse_attention(model)
+    onnx.save(model, tmp_path / "fused.onnx")
+    assert build_engine(tmp_path / "fused.onnx", engine, RTX).attention == "standard"
+
+
 def test_files_for_a_cpu_are_refused(small_cpu_model_path: Path, tmp_path: Path) -> None:
     """Before anything is loaded: no engine allows sizes that depend on data."""
     with pytest.raises(GraphError, match=r"exported with --target cpu, .* export it with --target gpu"):
@@ -122,6 +147,7 @@ def test_refusals(
         ),
         ([small_model_path, "-o", engine, "--workspace", "-1"], "workspace is -1 MiB"),
         ([small_model_path, "-o", engine, "--optimization-level", "6"], "expected 0 to 5"),
+        ([small_model_path, "-o", engine, "--batch", "2"], "takes one number of frames; leave --batch out"),
         ([small_model_path, "-o", engine, "--compute-capability", "89"], "expected one like 8.9"),
         ([small_model_path, "-o", engine, "--workspace", "9" * 17], "less than 16 TiB"),
         ([tmp_path / "shapeless.onnx", "-o", engine], "input x is float32 []; expected a static shape"),

@@ -224,3 +224,20 @@ def test_a_process_that_dies_is_told(planted_model_path: Path) -> None:
 def test_a_model_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(WnlbError, match="does not exist"):
         Worker("no.onnx", tmp_path / "no.onnx", [np.zeros((64, 96, 3), np.uint8)], How())
+
+
+@pytest.mark.parametrize(("wanted", "run"), [(0, 1), (3, 3)])
+def test_a_model_of_several_batches_is_measured_with_one_of_them(
+    planted_batches_path: Path, wanted: int, run: int
+) -> None:
+    frames = [np.zeros((64, 96, 3), np.uint8)]
+    worker = Worker("batches.onnx", planted_batches_path, frames, How("cpu", 1, batch=wanted))
+    assert worker.facts["batch"] == run
+    assert worker.facts["contract"]["batch"] == 5
+    assert worker.run(1)[0]["total"] > 0
+    worker.close()
+
+
+def test_a_batch_that_a_model_does_not_take_is_refused(planted_batches_path: Path) -> None:
+    with pytest.raises(WnlbError, match=r"takes 1-5 frames a run, not the 9 of --batch"):
+        Worker("batches.onnx", planted_batches_path, [np.zeros((64, 96, 3), np.uint8)], How("cpu", 1, batch=9))

@@ -1,0 +1,124 @@
+"""One way to run an opened engine: a context for one batch, its buffers, and what is captured of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wnlb.runtime.engine.cuda import Buffer, Cuda
+from wnlb.runtime.engine.driver import Graph, Memory
+from wnlb.runtime.engine.tensorrt import TensorRt, last_error
+from wnlb.runtime.engine.timing import Reported, make_profiler
+from wnlb.runtime.errors import WnlbError
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A deserialised engine."""
+
+    path: Path
+    library: TensorRt
+    logger: Any  # of ``make_logger``, that the engine reports to
+    engine: Any  # ICudaEngine
+    inputs: tuple[str, ...]  # names
+
+    @property
+    def title(self) -> str:
+        return self.library.title
+
+    def last_error(self) -> str:
+        return last_error(self.logger)
+
+
+class Execution:
+    """An execution context on buffers, for their shapes alone.
+
+    Every batch of an engine has one of its own: a context must not change its shapes once a CUDA graph was captured
+    from it (TensorRT's documentation). The context of the GPU must be current, for every method.
+
+    Args:
+        opened: the engine.
+        buffers: of each input and output, of the shapes that are run.
+        memory: scratch of an engine whose batch is open, which all its executions share, for one runs at a time; None
+            for an engine of static shapes, whose context has its own.
+
+    Raises:
+        WnlbError: TensorRT or CUDA report an error; from every method.
+    """
+
+    def __init__(self, opened: Opened, cuda: Cuda, buffers: dict[str, Buffer], memory: Memory | None) -> None:
+        self.buffers = buffers
+        self.outputs = {name: buffer.host for name, buffer in buffers.items() if name not in opened.inputs}
+        # By which inputs come from the GPU, and of the inference alone; None where it cannot be captured.
+        self.graphs: dict[frozenset[str] | None, Graph | None] = {}
+        self._opened, self._cuda = opened, cuda
+        self._context: Any = None
+        try:
+            self._open(memory)
+        except WnlbError:
+            self.close()
+            raise
+
+    def _open(self, memory: Memory | None) -> None:
+        opened, engine = self._opened, self._opened.engine
+        if memory is None:
+            self._context = engine.create_execution_context()
+        else:
+            trt = opened.library.trt
+            self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self._context is None:
+            raise WnlbError(f"{opened.title} cannot run engine {opened.path}: {opened.last_error()}")
+        if memory is not None:
+            self._context.set_device_memory(memory.address, memory.size)
+            for name in opened.inputs:
+                shape = self.buffers[name].host.shape
+                if not self._context.set_input_shape(name, shape):
+                    raise WnlbError(f"{opened.title} refuses {name} of {list(shape)}: {opened.last_error()}")
+        for name, buffer in self.buffers.items():
+            if not self._context.set_tensor_address(name, buffer.address):
+                raise WnlbError(f"{opened.title} refuses the address of {name}: {opened.last_error()}")
+
+    def close(self) -> None:
+        """Drop graphs and context, which nothing may keep beyond the engine; may be called more than once."""
+        for graph in filter(None, self.graphs.values()):
+            graph.close()
+        self._context = None
+
+    def enqueue(self, on_device: frozenset[str]) -> None:
+        """Put all of a run on the stream, without uploads of the inputs that are there already."""
+        self.upload(on_device)
+        self.infer()
+        self.download()
+
+    def upload(self, but: frozenset[str] = frozenset()) -> None:
+        for name in self._opened.inputs:
+            if name not in but:
+                self._cuda.upload(self.buffers[name])
+
+    def infer(self) -> None:
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise WnlbError(f"{self._opened.title} cannot start the inference: {self._opened.last_error()}")
+
+    def download(self) -> None:
+        for name in self.outputs:
+            self._cuda.download(self.buffers[name])
+
+    def infer_once(self) -> None:
+        """On what the host's buffers hold, and wait: a first run may still allocate."""
+        self.upload()
+        self.infer()
+        self._cuda.synchronize()
+
+    def profiled(self, runs: int) -> list[Reported]:
+        """What TensorRT's profiler reports of each run; a first one without it does not count."""
+        self.infer_once()
+        profiler = make_profiler(self._opened.library.trt)
+        self._context.profiler = profiler
+        reports = []
+        for _ in range(runs):
+            profiler.reported = []
+            self.infer()
+            self._cuda.synchronize()
+            reports.append(profiler.reported)
+        return reports
