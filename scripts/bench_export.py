@@ -42,6 +42,9 @@ PEERS = ("wnlb file in ONNX Runtime", "eager torchvision", "plain export in ONNX
 Result = tuple[np.ndarray, np.ndarray]  # boxes [D, 4], scores [D]
 
 
+_SETTLED_S = 0.05  # after which the threads of the peer before no longer wait busily for more work
+
+
 @dataclass(frozen=True)
 class Files:
     """What the peers run, in a folder."""
@@ -166,6 +169,7 @@ def compare_speed(files: Files, threads: int, rounds: int) -> list[dict[str, obj
     times: dict[str, list[float]] = {name: [] for name in PEERS}
     for number in range(-2, rounds):
         for name, run in peers.items():
+            time.sleep(_SETTLED_S)
             started = time.perf_counter()
             run(frame)
             if number >= 0:  # before that, ONNX Runtime still allocates

@@ -98,7 +98,11 @@ def write_pictures(folder: Path) -> None:
 class PlantedPredictor:
     """Finds what is in the pictures, the boxes a pixel too narrow, each class with a wrong one."""
 
-    contract = SimpleNamespace(class_names=("car", "bus"))
+    contract = SimpleNamespace(class_names=("car", "bus"), batch=2)
+
+    def predict_batch(self, pictures: list[NDArray[np.uint8]]) -> list[Detections]:
+        assert len(pictures) <= self.contract.batch
+        return [self(picture) for picture in pictures]
 
     def __call__(self, picture: NDArray[np.uint8]) -> Detections:
         objects = OBJECTS[int(picture[0, 0, 0]) // 40]

@@ -35,9 +35,9 @@ for kernel in read(Path(sys.argv[1])):
 """
 
 
-def planted(code: bytes, *, arch: int = 90, d: int = 16, value: int = 8, shared: int = 512) -> Built:
+def planted(code: bytes, *, arch: int = 90, d: int = 16, value: int = 8, shared: int = 512, multiple: int = 1) -> Built:
     tile = Tile(16, 16, 16, value, 4, 2)
-    return Built(Job(arch, "float32", d, tile, False, 1), code, 40, 0, shared, 1)
+    return Built(Job(arch, "float32", d, tile, multiple, 1), code, 40, 0, shared, 1)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -93,6 +93,7 @@ def test_which_kernels_take_a_shape() -> None:
     assert not fits(kernel, 16, 4, 37, "float32")
     assert not fits(kernel, 32, 8, 37, "float32")
     assert not fits(kernel, 16, 8, 37, "float16")
+    assert [n for n in range(36, 48) if fits(planted(b"", multiple=4), 16, 8, n, "float32")] == [36, 40, 44]
 
 
 def test_the_oracle_and_the_peers_agree_and_what_is_not_written_shows() -> None:

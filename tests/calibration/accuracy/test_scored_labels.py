@@ -190,7 +190,10 @@ def test_models_without_masks_are_scored_by_boxes(folder: Path) -> None:
 class FindsWhatIsBright:
     """One class; a bright rectangle is an object."""
 
-    contract = SimpleNamespace(class_names=("lamp",))
+    contract = SimpleNamespace(class_names=("lamp",), batch=1)
+
+    def predict_batch(self, pictures: list[NDArray[np.uint8]]) -> list[Detections]:
+        return [self(picture) for picture in pictures]
 
     def __call__(self, picture: NDArray[np.uint8]) -> Detections:
         _, _, stats, _ = cv2.connectedComponentsWithStats((picture[..., 0] > 128).astype(np.uint8))
