@@ -27,6 +27,7 @@ from wnlb.export.graph.adaptive_roi_align import (
 )
 from wnlb.export.graph.anchors import pyramid_anchors
 from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
+from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
 from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
@@ -168,7 +169,11 @@ class DetectionStage(nn.Module):
         def pool(of_model: Any, boxes: int) -> Pool:
             if conventions.aligned:
                 return _adaptive_roi_align(of_model, self.layout, scales, boxes, options.target, conventions)
-            return _atlas_roi_align(of_model, self.layout, scales)
+            atlas = _atlas_roi_align(of_model, self.layout, scales)
+            if options.target == "cpu":
+                thresholds = atlas.area_thresholds.tolist()
+                return LevelRoIAlign(scales, atlas.output_size, atlas.sampling_ratio, thresholds)
+            return atlas
 
         self.box_pool = pool(heads.box_roi_pool, proposals)
         self.box_head, self.box_predictor = heads.box_head, heads.box_predictor
@@ -207,14 +212,18 @@ class DetectionStage(nn.Module):
 
     def maps(self, levels: list[Tensor]) -> Maps:
         """What RoIs are pooled from, of P2 .. P5 ``[N, C, h, w]``: themselves, or their atlas."""
-        return levels if isinstance(self.box_pool, NodeRoIAlign) else self.layout.build(levels)
+        return levels if isinstance(self.box_pool, (NodeRoIAlign, LevelRoIAlign)) else self.layout.build(levels)
 
     def ranked(
         self, maps: Maps, proposals: Tensor, valid: Tensor, limit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What enters NMS, the K best (proposal, class) pairs: boxes ``[N, K, 4]``, scores, labels, validity."""
         batch, rois = proposals.shape[:2]
-        logits, deltas = self.box_predictor(self.box_head(self.box_pool(maps, proposals)))
+        if isinstance(self.box_pool, LevelRoIAlign):  # ordered anew only when little is left of each row
+            pooled, order = self.box_pool(maps, proposals)
+            logits, deltas = (in_order(t, order) for t in self.box_predictor(self.box_head(pooled)))
+        else:
+            logits, deltas = self.box_predictor(self.box_head(self.box_pool(maps, proposals)))
         classes = logits.shape[1]
         scores = logits.softmax(1).reshape(batch, rois, classes)[..., 1:] * valid.unsqueeze(-1)
         best, index = scores.flatten(1).topk(min(self.candidates, rois * (classes - 1)), 1)

@@ -20,6 +20,7 @@ from wnlb.export.checkpoints.checkpoint import Origin
 from wnlb.export.checkpoints.settings import TORCHVISION as TORCHVISION_SETTINGS
 from wnlb.export.graph.attention import AttentionPlan
 from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.graph.level_roi_align import onnx_roi_align_by_level
 from wnlb.export.graph.node_nms import onnx_suppress
 from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_OP, fuse_attention, use_multi_head_attention
@@ -37,6 +38,10 @@ from wnlb.runtime.files import atomic_path
 OPSET = 18
 # Forms of attention that are one node, how it gets into the file, and what it is called.
 REPLACED = {"plugin": (fuse_attention, PLUGIN_OP), "multi-head": (use_multi_head_attention, RUNTIME_OP)}
+_TRANSLATIONS: dict[Callable, Callable] = {
+    torch.ops.wnlb.suppress.default: onnx_suppress,
+    torch.ops.wnlb.roi_align_by_level.default: onnx_roi_align_by_level,
+}
 STEPS = ("fold", "trace", "lint", *(f"verify: {case}" for case in CASES))
 
 
@@ -207,7 +212,7 @@ def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
                 opset_version=OPSET,
                 verbose=False,
                 optimize=False,
-                custom_translation_table={torch.ops.wnlb.suppress.default: onnx_suppress},
+                custom_translation_table=_TRANSLATIONS,
                 dynamic_shapes=(axis,) * len(examples) if axis else None,
             )
             if program is not None:

@@ -19,10 +19,14 @@ OPERATORS = frozenset(
 )
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
 CPU_OPERATORS = frozenset(
-    ("CumSum", "NonMaxSuppression", "Range", "ReduceMax", "RoiAlign", "ScatterND", f"{RUNTIME_DOMAIN}.{RUNTIME_OP}")
+    (
+        *("CumSum", "NonMaxSuppression", "NonZero", "Range", "ReduceMax", "RoiAlign", "ScatterElements", "ScatterND"),
+        f"{RUNTIME_DOMAIN}.{RUNTIME_OP}",
+    )
 )
-# The nodes of these files whose outputs may have a size that depends on data: so many rows as boxes are found or kept.
-CPU_ROWS = ("detect.mask", "detect.nms", "rpn.nms")
+# The nodes of these files whose outputs may have a size that depends on data: as many rows as boxes are found, kept or
+# of a level.
+CPU_ROWS = ("detect.box_pool", "detect.mask", "detect.nms", "rpn.nms")
 # In files whose batch is open, for the numbers of their images.
 BATCH_OPERATORS = frozenset(("Range", "Shape"))
 # In files whose contract says INT8.
@@ -36,7 +40,8 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     ``CPU_OPERATORS`` in a file for a CPU, of ``BATCH_OPERATORS`` where the batch is open, of ``QUANTIZERS`` in an INT8
     file), without subgraphs; no
     functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
-    known once the batch is, but for one size of each tensor of NMS and the mask branch in a file for a CPU; TopK within
+    known once the batch is, but for one size of each tensor of NMS, RoIAlign and the mask branch in a file for a
+    CPU; TopK within
     TensorRT's limit; inputs go straight into Cast.
     """
     promised = sum(form.endswith("/plugin") for form in contract.attention.values())
