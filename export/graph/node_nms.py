@@ -25,7 +25,7 @@ def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Returns:
         ``[G, K]`` of the type of ``boxes``: 1 for a box that survives in any class.
     """
-    keep = torch.zeros(boxes.shape[:2], dtype=boxes.dtype)
+    keep = boxes.new_zeros(boxes.shape[:2])
     for group, (own_boxes, own_scores) in enumerate(zip(boxes, scores, strict=True)):
         for of_class in own_scores:
             rows = (of_class > 0).nonzero()[:, 0]
@@ -71,7 +71,8 @@ class NodeNMS(nn.Module):
     def forward(self, boxes: Tensor, valid: Tensor, groups: Tensor | None = None) -> Tensor:
         """As ``StaticNMS.forward``."""
         # Their order is the boxes' order, whatever the scores: no two are equal.
-        scores = (valid * torch.arange(boxes.shape[1], 0, -1, dtype=boxes.dtype)).unsqueeze(1)  # [B, 1, K]
+        rank = torch.arange(boxes.shape[1], 0, -1, dtype=boxes.dtype, device=boxes.device)
+        scores = (valid * rank).unsqueeze(1)  # [B, 1, K]
         if groups is not None:
             scores = scores * (groups.unsqueeze(1) == self.classes)
         return suppress(boxes, scores, self.iou_threshold)

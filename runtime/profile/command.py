@@ -123,7 +123,7 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="frames a run of models that take several (default: the fewest)",
+        help="frames a run; models that do not take so many are refused (default: the fewest that each takes)",
     )
     for name, what in (
         ("--data-transfers", "time copies to and from the GPU"),

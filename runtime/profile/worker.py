@@ -38,7 +38,7 @@ class How:
     data_transfers: bool = True
     cuda_graph: bool = True
     spin_wait: bool = True
-    batch: int = 0  # frames of a run, of models that take several numbers of them; 0 for the fewest
+    batch: int = 0  # frames of a run, which the model must take; 0 for the fewest
 
 
 class Worker:
@@ -265,7 +265,7 @@ class _BareOnnx(_Session):
 
 def _batch(model: Path, contract: Contract, wanted: int) -> int:
     """Frames of a run."""
-    if not wanted or contract.min_batch is None:
+    if not wanted:
         return contract.batches[0]
     if wanted not in contract.batches:
         raise WnlbError(f"{model} takes {contract.batch_text} frames a run, not the {wanted} of --batch")

@@ -238,6 +238,9 @@ def test_a_model_of_several_batches_is_measured_with_one_of_them(
     worker.close()
 
 
-def test_a_batch_that_a_model_does_not_take_is_refused(planted_batches_path: Path) -> None:
+def test_a_batch_that_a_model_does_not_take_is_refused(planted_batches_path: Path, planted_model_path: Path) -> None:
+    frames = [np.zeros((64, 96, 3), np.uint8)]
     with pytest.raises(WnlbError, match=r"takes 1-5 frames a run, not the 9 of --batch"):
-        Worker("batches.onnx", planted_batches_path, [np.zeros((64, 96, 3), np.uint8)], How("cpu", 1, batch=9))
+        Worker("batches.onnx", planted_batches_path, frames, How("cpu", 1, batch=9))
+    with pytest.raises(WnlbError, match=r"takes 2 frames a run, not the 1 of --batch"):
+        Worker("fixed.onnx", planted_model_path, frames, How("cpu", 1, batch=1))
