@@ -27,11 +27,11 @@ from typing import Any
 
 import cv2
 
-from wnlb.calibration.accuracy.evaluate import luminance
 from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.runtime.backend import Backend, open_backend
 from wnlb.runtime.cli import main as wnlb
 from wnlb.runtime.coco import coco_results
+from wnlb.runtime.darkness import luminance
 from wnlb.runtime.errors import WnlbError, exit_code
 from wnlb.runtime.geometry import parse_size
 from wnlb.runtime.inputs import prepared_inputs

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,31 +15,14 @@ from wnlb.calibration.accuracy.classes import category_ids, one_category_a_name
 from wnlb.calibration.accuracy.score import Evaluation, score
 from wnlb.calibration.labels.labels import Id, Image, Labels
 from wnlb.calibration.labels.pictures import LabelledPictures
-from wnlb.calibration.scenes.camera import linear_from_srgb
 from wnlb.runtime.coco import coco_results
+from wnlb.runtime.darkness import darkness_bin, luminance
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.overlap import ahead
 from wnlb.runtime.predictor import Predictor
 
-# Mean linear luminance of a picture, 1 is a white one: a starless street, ..., dusk, daylight.
-BIN_EDGES = (0.0, 0.015, 0.03, 0.06, 0.12, 1.0)
-_LUMINANCE = np.array([0.0722, 0.7152, 0.2126])  # of linear B, G, R (ITU-R BT.709)
-
 _Read = tuple[Image, str, NDArray[np.uint8]]  # with the bin of its darkness
 _Found = tuple[Image, str, Detections]
-
-
-def luminance(picture_bgr: NDArray[np.uint8]) -> float:
-    """Mean linear luminance from 0 to 1 of a uint8 sRGB picture ``[h, w, 3]`` in BGR."""
-    histograms = [cv2.calcHist([picture_bgr], [channel], None, [256], [0, 256]) for channel in range(3)]
-    linear = np.reshape(histograms, (3, 256)) @ linear_from_srgb(np.arange(256, dtype=np.uint8)).astype(np.float64)
-    return float(linear @ _LUMINANCE / (picture_bgr.shape[0] * picture_bgr.shape[1]))
-
-
-def darkness_bin(value: float) -> str:
-    """The name of the bin that a mean linear luminance falls into."""
-    upper = next((i for i in range(1, len(BIN_EDGES) - 1) if value < BIN_EDGES[i]), len(BIN_EDGES) - 1)
-    return f"{BIN_EDGES[upper - 1]:g}-{BIN_EDGES[upper]:g}"
 
 
 def evaluate(

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.calibration.accuracy.evaluate import BIN_EDGES, darkness_bin, luminance
 from wnlb.calibration.scenes.camera import DARKNESS_LEVELS, Camera, expose
 from wnlb.calibration.scenes.scene import make_scene
 from wnlb.runtime.contract import Contract
+from wnlb.runtime.darkness import BIN_EDGES, darkness_bin, luminance
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
 from wnlb.runtime.source import Frame, PictureSource, Source, open_source

@@ -89,11 +89,6 @@ def sense(light: NDArray[np.float32], camera: Camera, rng: np.random.Generator) 
     return electrons * (camera.level_of_white * np.asarray(camera.color_cast) / white)
 
 
-def linear_from_srgb(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 sRGB to linear light from 0 to 1, float32 of the same shape (IEC 61966-2-1)."""
-    return _LINEAR[picture]
-
-
 def _srgb_curve(bits: int) -> NDArray:
     linear = np.linspace(0, 1, _CURVE_STEPS)
     curve = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
@@ -101,5 +96,3 @@ def _srgb_curve(bits: int) -> NDArray:
 
 
 _CURVES = {bits: _srgb_curve(bits) for bits in (8, 16)}
-_LEVELS = np.arange(256) / 255
-_LINEAR = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.055) ** 2.4).astype(np.float32)

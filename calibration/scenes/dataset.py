@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from wnlb.calibration.labels.labels import Image, Labels
 from wnlb.calibration.labels.pictures import LabelledPictures
-from wnlb.calibration.scenes.camera import Camera, expose, linear_from_srgb
+from wnlb.calibration.scenes.camera import Camera, expose
 from wnlb.calibration.scenes.scene import make_scene
 from wnlb.calibration.scenes.shapes import CLASSES
+from wnlb.runtime.darkness import linear_from_srgb
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
 

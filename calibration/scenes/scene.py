@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wnlb.calibration.scenes.camera import linear_from_srgb
 from wnlb.calibration.scenes.shapes import CLASSES, Drawing, Part, draw_object
+from wnlb.runtime.darkness import linear_from_srgb
 from wnlb.runtime.errors import WnlbError
 
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from wnlb.calibration.scenes.camera import DARKNESS_LEVELS, Camera, expose, linear_from_srgb, sense
+from wnlb.calibration.scenes.camera import DARKNESS_LEVELS, Camera, expose, sense
+from wnlb.runtime.darkness import linear_from_srgb
 from wnlb.runtime.errors import WnlbError
 
 
