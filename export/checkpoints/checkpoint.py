@@ -22,7 +22,7 @@ from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings
 from wnlb.export.checkpoints.tensors import loaded
 from wnlb.export.checkpoints.weights import chosen, weight_sets
 from wnlb.export.model import ModelConfig, model_from_config
-from wnlb.runtime.conventions import FRAMEWORKS, Conventions
+from wnlb.runtime.conventions import MASK_RCNN, MaskRcnnConventions
 from wnlb.runtime.errors import CheckpointError
 from wnlb.runtime.files import atomic_path
 from wnlb.runtime.text_file import read_text
@@ -41,9 +41,9 @@ class Origin:
     settings: DetectorSettings
 
     @property
-    def conventions(self) -> Conventions:
+    def conventions(self) -> MaskRcnnConventions:
         """Of the framework."""
-        return FRAMEWORKS[self.settings.framework]
+        return MASK_RCNN[self.settings.framework]
 
 
 @dataclass(frozen=True)
