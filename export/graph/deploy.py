@@ -30,7 +30,15 @@ from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch
 from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
 from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
-from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
+from wnlb.export.graph.static_ops import (
+    AtlasLayout,
+    AtlasRoIAlign,
+    StaticNMS,
+    clip_boxes,
+    decode_boxes,
+    large_enough,
+    take_rows,
+)
 from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.conventions import TORCHVISION, MaskRcnnConventions
@@ -117,7 +125,7 @@ class ProposalStage(nn.Module):
         boxes, scores, valid = self.ranked(levels, limit)
         keep = self.nms(boxes.flatten(0, 1), valid.flatten(0, 1)).reshape(valid.shape)
         best, index = (scores * keep).flatten(1).topk(self.proposals, 1)
-        return _take_rows(boxes.flatten(1, 2), index), best > 0
+        return take_rows(boxes.flatten(1, 2), index), best > 0
 
     def ranked(self, levels: list[Tensor], limit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What enters NMS: boxes ``[N, L, K, 4]``, scores and validity (0 or 1) ``[N, L, K]``, L levels, best first."""
@@ -141,7 +149,7 @@ class ProposalStage(nn.Module):
         ranks = ranks.sigmoid() if self.scores_first else ranks
         deltas = deltas.reshape(batch, -1, 4, *deltas.shape[2:]).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
         best, index = ranks.topk(count, 1)
-        boxes = decode_boxes(_take_rows(deltas, index), F.embedding(index, anchors), self.weights, *self.log_scales)
+        boxes = decode_boxes(take_rows(deltas, index), F.embedding(index, anchors), self.weights, *self.log_scales)
         return boxes, best if self.scores_first else best.sigmoid()
 
 
@@ -207,7 +215,7 @@ class DetectionStage(nn.Module):
         missing = self.detections - index.shape[1]
         scores, index = (F.pad(t, (0, missing)) for t in (scores, index)) if missing else (scores, index)
         found = scores > 0
-        boxes = _take_rows(boxes, index) * found.unsqueeze(-1)
+        boxes = take_rows(boxes, index) * found.unsqueeze(-1)
         return boxes, scores, labels.gather(1, index) * found, found
 
     def maps(self, levels: list[Tensor]) -> Maps:
@@ -229,8 +237,8 @@ class DetectionStage(nn.Module):
         best, index = scores.flatten(1).topk(min(self.candidates, rois * (classes - 1)), 1)
         row = index // (classes - 1)
         label = index - row * (classes - 1) + 1
-        deltas = _take_rows(deltas.reshape(batch, rois * classes, 4), row * classes + label)
-        boxes = decode_boxes(deltas, _take_rows(proposals, row), self.weights, *self.log_scales)
+        deltas = take_rows(deltas.reshape(batch, rois * classes, 4), row * classes + label)
+        boxes = decode_boxes(deltas, take_rows(proposals, row), self.weights, *self.log_scales)
         boxes = clip_boxes(boxes, limit)
         real = best > self.score_threshold
         real = real if self.min_side is None else real & large_enough(boxes, self.min_side)
@@ -305,11 +313,6 @@ def _log_scales(coder: Any, conventions: MaskRcnnConventions) -> tuple[float, fl
 def _pyramid_shapes(model: MaskRCNN, height: int, width: int) -> list[tuple[int, int]]:
     shapes = [(height // stride, width // stride) for stride in (4, 8, 16, 32)]
     return [*shapes, ((shapes[3][0] + 1) // 2, (shapes[3][1] + 1) // 2)]
-
-
-def _take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows [N, M, 4]`` and ``index [N, K]`` to ``[N, K, 4]``."""
-    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[2]))
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
