@@ -40,6 +40,7 @@ BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.engine.engine": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
+    "runtime.inspect_command": {"export.onnx_file.attention_nodes"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
 
