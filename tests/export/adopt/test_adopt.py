@@ -71,7 +71,9 @@ def test_nodes_are_named_after_their_parts(adopted: Path) -> None:
         **dict.fromkeys(("c2", "c3", "c4", "c5"), 2),
         **dict.fromkeys(("c2 block", "c3 block"), 4),
         **dict.fromkeys(("box head", "predictors"), 9),
-        "stem": 1, "fpn": 6, "mask head": 3,
+        "stem": 1,
+        "fpn": 6,
+        "mask head": 3,
     }
     stages = {stage_of(node.name) for node in model.graph.node}
     assert stages == wanted - {"predictors"} | {"input", "detections"}

@@ -1,8 +1,8 @@
 """YOLO's decoding, suppression and masks against what ultralytics itself found in the same planted outputs.
 
 tests/data/oracles/ultralytics-planted.npz holds numbers alone: random outputs of a network, and what
-``non_max_suppression``, ``scale_boxes`` and ``process_mask_native`` of ultralytics 8.4.190 made of them, called with its
-predictor's defaults.
+``non_max_suppression``, ``scale_boxes`` and ``process_mask_native`` of ultralytics 8.4.190 made of them, called with
+its predictor's defaults.
 """
 
 from __future__ import annotations
