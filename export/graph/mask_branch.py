@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wnlb.export.graph.adaptive_roi_align import Maps, Pool
-from wnlb.export.graph.fourier import FourierConvolutions, plain_convolutions
+from wnlb.export.graph.winograd import WinogradConvolutions, plain_convolutions
 from wnlb.runtime.errors import GraphError
 
 
@@ -45,8 +45,8 @@ class MaskBranch(nn.Module):
         return logits.sigmoid().reshape(*labels.shape, 2 * height, 2 * width)
 
 
-class FourierMaskBranch(nn.Module):
-    """``MaskBranch`` for a CPU: its convolutions as matrix products, maps as ``[S^2, K, c]`` from end to end.
+class RowsMaskBranch(nn.Module):
+    """``MaskBranch`` for a CPU: its convolutions as fewer matrix products, maps as ``[S^2, K, c]`` from end to end.
 
     K is how many rows count, in all images: ONNX Runtime takes a number that depends on the data, and an empty frame
     costs nothing. All classes are projected, for that is one product; the box's own is taken afterwards.
@@ -61,7 +61,7 @@ class FourierMaskBranch(nn.Module):
         super().__init__()
         _check_upsampling(predictor.conv5_mask)
         self.side, self.pool = pool.output_size, PixelsFirst(pool)
-        self.head = FourierConvolutions(plain_convolutions(head), pool.output_size)
+        self.head = WinogradConvolutions(plain_convolutions(head), pool.output_size)
         layers: dict[str, Any] = {"cell": _as_cells(predictor.conv5_mask), "class": predictor.mask_fcn_logits}
         for name, layer in layers.items():
             self.register_buffer(f"{name}_weight", layer.weight.detach().flatten(1).T.contiguous(), persistent=False)
