@@ -55,6 +55,7 @@ class Contract:
     candidates: int  # (proposal, class) pairs that enter the last NMS
     nms_rounds: int
     min_batch: int | None = None  # the fewest frames of a run, where their number may differ; None: always ``batch``
+    mask_rows: int | None = None  # of the detections, the best that have a mask, zero in the others; None: all
     framework: str = "torchvision"  # whose conventions hold, see ``wnlb.runtime.conventions``
     resize: str = "fit"  # fit (keep the aspect ratio, pad right and bottom) or stretch
     # px that a resized frame has at most, where the input holds as many: long and short edge of "fit", width and height
@@ -93,6 +94,9 @@ class Contract:
         if self.min_batch is not None:
             fits = type(self.min_batch) is int and 1 <= self.min_batch < self.batch
             _check(fits, "min_batch", self.min_batch, f"a whole number from 1 up, below the batch of {self.batch}")
+        if self.mask_rows is not None:
+            fits = type(self.mask_rows) is int and 1 <= self.mask_rows < self.detections
+            _check(fits, "mask_rows", self.mask_rows, f"a whole number from 1 up, below {self.detections} detections")
         for name in ("height", "width"):
             value = getattr(self, name)
             fits = type(value) is int and value >= 64 and value % 32 == 0
@@ -181,10 +185,11 @@ class Contract:
         return {name: known.get(name, "float32") for name in (*self.input_shapes, *self.output_shapes)}
 
     def to_json(self) -> str:
-        """Without ``min_batch`` where there is none, as before there were such files."""
+        """Without ``min_batch`` and ``mask_rows`` where there are none, as before there were such files."""
         values = dataclasses.asdict(self)
-        if self.min_batch is None:
-            del values["min_batch"]
+        for name in ("min_batch", "mask_rows"):
+            if values[name] is None:
+                del values[name]
         return json.dumps(values, sort_keys=True)
 
     @classmethod

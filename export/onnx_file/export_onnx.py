@@ -151,6 +151,7 @@ def make_contract(
         width=options.width,
         class_names=names,
         detections=graph.detect.detections,
+        mask_rows=graph.detect.mask_rows if graph.detect.mask_rows < graph.detect.detections else None,
         score_threshold=model.roi_heads.score_thresh,
         nms_threshold=model.roi_heads.nms_thresh,
         rpn_nms_threshold=model.rpn.nms_thresh,

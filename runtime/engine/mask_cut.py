@@ -38,7 +38,7 @@ def split_masks(model: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelP
     import onnx
     from onnx import shape_inference
 
-    has_masks = contract.masks == "box" and contract.target == "gpu"
+    has_masks = contract.masks == "box" and contract.target == "gpu" and contract.mask_rows is None
     if not has_masks or contract.batches != range(1, 2) or len(mask_rows(contract.detections)) == 1:
         return None
     others = [value.name for value in model.graph.output if value.name != MASKS]
