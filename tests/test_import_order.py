@@ -31,8 +31,10 @@ ROOMS = {
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
     "export.references": set(),  # what verification trusts shares no code with what it verifies
     "runtime.engine": {"runtime"},
-    "runtime.live": {"runtime"},
-    "runtime.profile": {"runtime", "runtime.engine"},
+    "runtime.live": {"runtime", "runtime.night"},
+    "runtime.night": {"runtime", "runtime.report"},
+    "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
+    "runtime.report": {"runtime"},
 }
 # Who loads the plugin library, and who brings attention into the form that is built; in functions.
 BESIDE = {

@@ -15,10 +15,11 @@ from chromium import open_page
 from planted_rows import FACTS, planted_row
 
 from wnlb.runtime.errors import MissingDependency
-from wnlb.runtime.profile.charts import VARIABLES, charts_of, pareto_front, stage_color
+from wnlb.runtime.profile.charts import charts_of, pareto_front, stage_color
 from wnlb.runtime.profile.page import page
 from wnlb.runtime.profile.report import Row
 from wnlb.runtime.profile.stages import STAGES
+from wnlb.runtime.report.chart import VARIABLES
 
 TIMELINE = [
     {"at_s": float(i), "total_watts": 5.0 + i, "gpu_mhz": None, "cpu_mhz": 900.0, "celsius": {"cpu-thermal": 40.0 + i}}
