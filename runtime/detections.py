@@ -36,6 +36,7 @@ class Detections:
     scores: NDArray[np.float32]  # [D]
     labels: NDArray[np.int32]  # [D], 1..C
     masks: tuple[Mask, ...] | None  # D of them; None where the model has no masks
+    track_ids: NDArray[np.int32] | None = None  # [D], identities from 1 up, 0 of none; None where nothing was tracked
 
     def __post_init__(self) -> None:
         rows = len(self.scores)
@@ -44,6 +45,8 @@ class Detections:
                 f"boxes {self.boxes.shape}, scores {self.scores.shape} and labels {self.labels.shape} do not fit; "
                 "expected [D, 4], [D] and [D]"
             )
+        if self.track_ids is not None and self.track_ids.shape != (rows,):
+            raise ValueError(f"track_ids {self.track_ids.shape} for {rows} detections; expected [D]")
         if self.masks is None:
             return
         if len(self.masks) != rows:
