@@ -28,7 +28,7 @@ from wnlb.export.graph.adaptive_roi_align import (
 from wnlb.export.graph.anchors import pyramid_anchors
 from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
 from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
-from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
+from wnlb.export.graph.mask_branch import MaskBranch, RowsMaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
 from wnlb.export.model import blocks_by_level
@@ -186,7 +186,7 @@ class DetectionStage(nn.Module):
         self.with_masks = options.masks == "box"
         if self.with_masks:
             _check_mask_classes(heads)
-            form = FourierMaskBranch if options.target == "cpu" else MaskBranch
+            form = RowsMaskBranch if options.target == "cpu" else MaskBranch
             self.mask = form(pool(heads.mask_roi_pool, self.detections), heads.mask_head, heads.mask_predictor)
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
