@@ -35,7 +35,10 @@ class CocoDocument:
 
 
 def coco_results(detections: Detections, image_id: int | str) -> list[dict[str, Any]]:
-    """Entries of a COCO results list: ``bbox`` is x y width height in frame pixels, ``category_id`` the label."""
+    """Entries of a COCO results list: ``bbox`` is x y width height in frame pixels, ``category_id`` the label.
+
+    What belongs to a track has its ``track_id``.
+    """
     entries = []
     for i in range(len(detections)):
         x1, y1, x2, y2 = (float(v) for v in detections.boxes[i])
@@ -46,6 +49,8 @@ def coco_results(detections: Detections, image_id: int | str) -> list[dict[str, 
             "score": round(float(detections.scores[i]), 5),
             "area": round((x2 - x1) * (y2 - y1), 1),
         }
+        if detections.track_ids is not None and detections.track_ids[i]:
+            entry["track_id"] = int(detections.track_ids[i])
         if detections.masks is not None:
             entry["area"] = int(np.count_nonzero(detections.masks[i].pixels))
             entry["segmentation"] = encode_mask(detections.masks[i], detections.height, detections.width)

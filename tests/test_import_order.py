@@ -18,7 +18,18 @@ from wnlb.runtime.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("calibration", "export", "plugins", "runtime")
-HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "pycuda",
+    "cuda",
+    "pycocotools",
+    "trackers",
+    "scipy",
+}
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
     "calibration.labels": set(),
@@ -31,7 +42,8 @@ ROOMS = {
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
     "export.references": set(),  # what verification trusts shares no code with what it verifies
     "runtime.engine": {"runtime"},
-    "runtime.live": {"runtime"},
+    "runtime.tracking": {"runtime"},
+    "runtime.live": {"runtime", "runtime.tracking"},
     "runtime.profile": {"runtime", "runtime.engine"},
 }
 # Who loads the plugin library, and who brings attention into the form that is built; in functions.
