@@ -84,6 +84,7 @@ def test_commands_run_as_they_stand(
             continue  # the network
         if words[1] == "scenes":
             words += ["--count", "4", "--size", "64x96"]
+            words += ["--frames", "4"] if "--video" in words else []
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
         if words[1] == "export":
             words += [
