@@ -43,6 +43,7 @@ def planted_tracks() -> tuple[Labels, list[dict[str, Any]]]:
             if rng.random() < 0.3:
                 results.append(entry(image, 1, [*rng.uniform(0, 100, 2), 25.0, 25.0], 900 + frame // 10))
             results.append(entry(image, 1, [*rng.uniform(0, 100, 2), 25.0, 25.0], None))  # of no track: does not count
+            results.append({**results[0], "image_id": image, "score": 0.4, "track_id": 2})  # nor what is not shown
     categories = (Category(1, "car"), Category(2, "bus"))
     videos = [{"id": video, "fps": 10} for video in (1, 2)]
     return Labels(tuple(images), categories, tuple(annotations), extra={"videos": videos}), results

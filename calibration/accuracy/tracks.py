@@ -19,7 +19,7 @@ from wnlb.calibration.labels.labels import Id, Image, Labels
 from wnlb.runtime.darkness import darkness_bin
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import MissingDependency, WnlbError
-from wnlb.runtime.tracking.tracker import ByteTracker, Tracker, TrackerOptions
+from wnlb.runtime.tracking.tracker import SHOWN_SCORE, BufferedIouTracker, Tracker, TrackerOptions
 
 _Frame = tuple[np.ndarray, np.ndarray, np.ndarray]  # true ids, found ids, IoU [true, found]
 
@@ -65,7 +65,7 @@ class VideoTracks:
 
     def __init__(self, labels: Labels, make: Callable[[float], Tracker] | None = None) -> None:
         self._fps = {video["id"]: float(video["fps"]) for video in labels.extra["videos"]}
-        self._make = make or (lambda fps: ByteTracker(TrackerOptions(fps)))
+        self._make = make or (lambda fps: BufferedIouTracker(TrackerOptions(fps)))
         self._tracker: Tracker | None = None
         self.light: defaultdict[Id, list[float]] = defaultdict(list)  # of each video's frames: mean linear luminance
 
@@ -118,11 +118,12 @@ def score_tracks(
 
     Args:
         labels: of ``by_video``; crowds are left out.
-        results: COCO results with the ids of ``labels``; those with a ``track_id`` count, a number of their video.
+        results: COCO results with the ids of ``labels``; those with a ``track_id``, a number of their video, count
+            where ``predict`` and ``run`` show them: from ``SHOWN_SCORE`` up.
         light: of each video, ``VideoTracks.light``; a video is as dark as its frames are on average.
         name: of the model.
     """
-    kept = [entry for entry in results if "track_id" in entry]
+    kept = [entry for entry in results if "track_id" in entry and entry["score"] >= SHOWN_SCORE]
     masks = labels.has_masks and all("segmentation" in entry for entry in results)
     kinds = ("bbox", "segmentation") if masks else ("bbox",)
     sequences = {kind: _sequences(labels, kept, kind) for kind in kinds}

@@ -1,9 +1,10 @@
 """Detections that keep their identity from frame to frame.
 
-ByteTrack: a Kalman filter foretells where each object will be, and boxes are assigned to objects by their overlap; sure
-detections first, then the weak ones to objects that are left, which is what keeps an object that gets dark, blurred or
-half hidden (Zhang et al., "ByteTrack: multi-object tracking by associating every detection box", ECCV 2022). It is
-roboflow's ``trackers`` (Apache-2.0), which is loaded only when a tracker is made.
+A Kalman filter foretells where each object will be; boxes are grown a little and assigned to objects by their overlap,
+sure detections first, then the weak ones to objects that are left, which holds an object that gets dark, blurred or
+half hidden: the two rounds of ByteTrack (Zhang et al., ECCV 2022) with buffered IoU (Yang et al., "Hard to track objects
+with irregular motions and similar appearances?", WACV 2023). It is C-BIoU of roboflow's ``trackers`` (Apache-2.0), loaded
+only when a tracker is made; runtime/README.md tells what it was chosen against.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import MissingDependency, WnlbError
 
 LOW_SCORE = 0.1  # below it nothing is handed to the tracker: ByteTrack's figure
+SHOWN_SCORE = 0.5  # weaker ones hold an identity and are not shown: in the dark most of them are wrong
 
 
 class Tracker(Protocol):
@@ -38,27 +40,28 @@ class TrackerOptions:
     """What decides whether two detections are one object."""
 
     fps: float = 25.0  # of the source; the frame time that the filter's noise is meant for
-    sure_score: float = 0.5  # detections from here up begin tracks and are assigned first
+    begin_score: float = 0.7  # detections from here up begin tracks
+    sure_score: float = 0.6  # from here up they are assigned first
     lost_s: float = 1.0  # seconds that an object may be out of sight and come back as the same
-    overlap: float = 0.1  # least IoU of a detection and the place foretold
 
     def __post_init__(self) -> None:
         if not 0 < self.fps < math.inf:
             raise WnlbError(f"tracking at {self.fps} frames a second; expected a number above 0")
-        if not LOW_SCORE <= self.sure_score <= 1 or not 0 < self.overlap <= 1:
+        if not LOW_SCORE <= self.sure_score <= self.begin_score <= 1:
             raise WnlbError(
-                f"tracking with a score of {self.sure_score} and an overlap of {self.overlap}; "
-                f"expected {LOW_SCORE} to 1, and above 0 up to 1"
+                f"tracks begin with a score of {self.begin_score} and go on with one of {self.sure_score}; "
+                f"expected {LOW_SCORE} to 1, the first no less than the second"
             )
         if not 0 <= self.lost_s < math.inf:
             raise WnlbError(f"tracks are kept for {self.lost_s} s; expected 0 or more")
 
 
-class ByteTracker:
-    """ByteTrack by the ``trackers`` library, told real times.
+class BufferedIouTracker:
+    """C-BIoU by the ``trackers`` library, told real times.
 
-    An object is a track from its second detection in a row. Whatever its class: a car that is a bus for one frame
-    stays one object. Where the time does not grow, as of a clock that was set back, a new video begins.
+    An object is a track from its second detection in a row; of the first frame, at once. Whatever its class: a car that
+    is a bus for one frame stays one object. Where the time does not grow, as of a clock that was set back, a new video
+    begins.
 
     Raises MissingDependency where the library is not installed.
     """
@@ -67,13 +70,13 @@ class ByteTracker:
         self.options = options or TrackerOptions()
         try:
             import supervision
-            from trackers import ByteTrackTracker
+            from trackers import CBIoUTracker
         except ImportError as error:
             raise MissingDependency(
                 f"tracking needs {error.name or 'trackers'}, which is not installed: pip install 'wnlb-deploy[track]'"
             ) from error
         self._boxes_of: Any = supervision.Detections
-        self._make: Any = ByteTrackTracker
+        self._make: Any = CBIoUTracker
         self._given = 0  # identities of trackers before this one
         self._begin()
 
@@ -82,9 +85,8 @@ class ByteTracker:
         self._tracker = self._make(
             lost_track_buffer=round(30 * options.lost_s),  # in thirtieths of a second, whatever the rate
             frame_rate=options.fps,
-            track_activation_threshold=options.sure_score,
+            track_activation_threshold=options.begin_score,
             high_conf_det_threshold=options.sure_score,
-            minimum_iou_threshold=options.overlap,
         )
         self._last_s, self._most = -math.inf, 0
 
