@@ -23,6 +23,7 @@ COMMANDS = {
     "convert": ("wnlb.calibration.precision.command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.engine.command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
     "run": ("wnlb.runtime.live.command", "a camera, stream or video in real time, with a live page"),
+    "report": ("wnlb.runtime.night.command", "the page of a night that 'wnlb run --report' recorded"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
     "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness"),

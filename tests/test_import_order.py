@@ -43,8 +43,10 @@ ROOMS = {
     "export.references": set(),  # what verification trusts shares no code with what it verifies
     "runtime.engine": {"runtime"},
     "runtime.tracking": {"runtime"},
-    "runtime.live": {"runtime", "runtime.tracking"},
-    "runtime.profile": {"runtime", "runtime.engine"},
+    "runtime.live": {"runtime", "runtime.night", "runtime.tracking"},
+    "runtime.night": {"runtime", "runtime.report"},
+    "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
+    "runtime.report": {"runtime"},
 }
 # Who loads the plugin library, and who brings attention into the form that is built; in functions.
 BESIDE = {

@@ -18,6 +18,7 @@ from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.feed import CameraMode, Feed, open_feed
 from wnlb.runtime.live.page import LivePage
+from wnlb.runtime.live.report_sink import ReportSink
 from wnlb.runtime.live.sinks import CocoSink, JsonLinesSink, PageSink, Sink, VideoSink, WindowSink
 from wnlb.runtime.live.stream import Result, Stream, StreamState
 from wnlb.runtime.onnxruntime_backend import DEVICES
@@ -34,6 +35,7 @@ you see is now. A camera that is unplugged, or a stream that breaks, is opened a
   wnlb run model.engine csi://0 --show               # a Jetson's camera connector, in a window
   wnlb run model.engine rtsp://camera/night --jsonl detections.jsonl --video night.mp4
   wnlb run model.onnx drive.mp4 --every-frame --video out.mp4
+  wnlb run model.engine 0 --report night/            # in the morning: night/report.html
 
 Without an output the overlays are shown: in a window, or without a display on a page at 127.0.0.1:8080.
 Ctrl-C (or SIGTERM, SIGHUP) ends it and closes all files. Latency is from the frame in memory to its masks.
@@ -57,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jsonl", metavar="FILE", help="a line of JSON for each frame, added to the file; - for standard output"
     )
     outputs.add_argument("--coco", type=Path, metavar="FILE.json", help="COCO document, for sources with an end")
+    outputs.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="what was seen when, how dark it was and how the machine kept up: FOLDER/report.html at the end; a "
+        "camera's report that is there is continued",
+    )
     parser.add_argument("--every-frame", action="store_true", help="drop no frame; for files")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)"
@@ -180,14 +189,14 @@ class _Sinks:
     def _made(self) -> Iterator[Sink]:
         arguments, contract = self._arguments, self._predictor.contract
         serve, show = arguments.serve, arguments.show
-        if not (serve or show or arguments.video or arguments.jsonl or arguments.coco):
+        asked = (serve, show, arguments.video, arguments.jsonl, arguments.coco, arguments.report)
+        if not any(asked):
             try:
                 yield WindowSink("")
             except WnlbError:
                 serve = DEFAULT_PAGE
         if serve:
-            facts = {"model": arguments.model.name, "backend": self._predictor.backend.description}
-            page = LivePage(serve, {**facts, "source": self._stream.feed.name}, contract.class_names)
+            page = LivePage(serve, self._facts(), contract.class_names)
             reach = "on this machine only" if page.is_loopback else "for everybody who reaches this machine"
             print(f"live page at {page.url}, {reach}", file=sys.stderr, flush=True)
             yield PageSink(page, self._stream)
@@ -199,6 +208,12 @@ class _Sinks:
             yield JsonLinesSink(arguments.jsonl, contract)
         if arguments.coco:
             yield CocoSink(arguments.coco, contract)
+        if arguments.report:
+            yield ReportSink(arguments.report, self._facts(), contract.class_names, self._stream)
+
+    def _facts(self) -> dict[str, str]:
+        model, source = self._arguments.model.name, self._stream.feed.name
+        return {"source": source, "model": model, "backend": self._predictor.backend.description}
 
 
 class _Status:

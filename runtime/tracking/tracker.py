@@ -1,10 +1,10 @@
 """Detections that keep their identity from frame to frame.
 
 A Kalman filter foretells where each object will be; boxes are grown a little and assigned to objects by their overlap,
-sure detections first, then the weak ones to objects that are left, which holds an object that gets dark, blurred or
-half hidden: the two rounds of ByteTrack (Zhang et al., ECCV 2022) with buffered IoU (Yang et al., "Hard to track objects
-with irregular motions and similar appearances?", WACV 2023). It is C-BIoU of roboflow's ``trackers`` (Apache-2.0), loaded
-only when a tracker is made; runtime/README.md tells what it was chosen against.
+sure detections first, then the weak ones to objects that are left. That holds an object which gets dark, blurred or
+half hidden. It is ByteTrack's two rounds (Zhang et al., ECCV 2022) with buffered IoU (Yang et al., "Hard to track
+objects with irregular motions and similar appearances?", WACV 2023): C-BIoU of roboflow's ``trackers`` (Apache-2.0),
+loaded only when a tracker is made. runtime/README.md tells what it was chosen against.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def test_identities_and_ways_are_drawn() -> None:
     assert not overlay[100, 40:200].any()
     tracks.draw(overlay, found)
     assert (overlay[100, 50:190] == track_color(3)).all(1).mean() > 0.9  # where it came from
-    assert (overlay[190, 20:280] == 255).all(1).mean() > 0.9  # the line
+    assert (overlay[190, 20:280] > 200).all(1).mean() > 0.9  # the line
     assert color_of(found, 0) == track_color(3)
     plain = Detections(200, 300, found.boxes, found.scores, found.labels, None)
     assert color_of(plain, 0) == class_color(1)
