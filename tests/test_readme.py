@@ -131,7 +131,7 @@ def test_python_examples_run(folder: Path, small_model_path: Path, monkeypatch: 
     }
     names = {"images": [torch.rand(3, 64, 64)] * 2, "targets": [target] * 2}
     examples = blocks("python")
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         if "wnlb_maskrcnn(" in example:  # torchvision enlarges to 800 px by default: more than a test should wait for
             example = example.replace(

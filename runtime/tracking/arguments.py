@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.source import PICTURES_FPS
 from wnlb.runtime.tracking.tracker import LOW_SCORE, BufferedIouTracker, TrackerOptions
 from wnlb.runtime.tracking.tracks import Tracks
 from wnlb.runtime.tracking.zones import Zone, parse_zones
-
-PICTURES_FPS = 25.0  # of pictures that are frames
 
 
 def add_tracking_arguments(parser: argparse.ArgumentParser) -> None:

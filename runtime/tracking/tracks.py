@@ -82,6 +82,15 @@ class Tracks:
         seen = self._seen + Counter(self._class_of(track) for track in self._ways)
         return {"seen": dict(seen.most_common()), "zones": [counts.facts() for counts in self.zones]}
 
+    def summary(self) -> str:
+        """One line for each of what ``counts`` tells."""
+        told = self.counts()
+        lines = [f"objects: {_listed(told['seen'])}"]
+        for zone in told["zones"]:
+            parts = (f"{word} {_listed(found)}" for word, found in zone.items() if word not in ("name", "inside"))
+            lines.append(f"{zone['name']}: {'; '.join(parts)}")
+        return "\n".join(lines)
+
     def draw(self, overlay: NDArray[np.uint8], found: Detections) -> None:
         """Zones, with their counts, and the ways of what is in the frame, into a picture uint8 BGR ``[h, w, 3]``."""
         side = max(overlay.shape[:2])
@@ -91,6 +100,10 @@ class Tracks:
         for track in () if found.track_ids is None else found.track_ids.tolist():
             points = np.rint([point for _, point in self._ways[track]]).astype(np.int32)
             cv2.polylines(overlay, [points], False, track_color(track), thickness + 1, cv2.LINE_AA)
+
+
+def _listed(found: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in found.items()) or "none"
 
 
 def _draw_zone(overlay: NDArray[np.uint8], counts: ZoneCounts, thickness: int, scale: float) -> None:
