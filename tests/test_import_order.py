@@ -41,6 +41,7 @@ ROOMS = {
     "export.graph": {"export"},
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
     "export.references": set(),  # what verification trusts shares no code with what it verifies
+    "runtime.deepstream": {"runtime"},
     "runtime.engine": {"runtime"},
     "runtime.tracking": {"runtime"},
     "runtime.live": {"runtime", "runtime.night", "runtime.tracking"},
@@ -48,11 +49,12 @@ ROOMS = {
     "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
     "runtime.report": {"runtime"},
 }
-# Who loads the plugin library, and who brings attention into the form that is built; in functions.
+# Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.engine.engine": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
+    "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
 

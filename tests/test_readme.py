@@ -33,6 +33,7 @@ ORDER = (
     "evaluate",
     "compare",
     "build",
+    "deepstream",
     "inspect",
     "run",
     "profile",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from datetime import datetime, timedelta
@@ -41,7 +42,8 @@ class ReportSink:
         now = datetime.now().astimezone()
         self._folder, self._stream, self._sensors = folder, stream, find_sensors()
         goes_on = stream.feed.live and (folder / FILE).exists()
-        self._record = _continued(folder, facts, class_names) if goes_on else Record(facts, class_names, now)
+        before = _continued(folder, facts, class_names) if goes_on else None
+        self._record = before or Record(facts, class_names, now)
         # A clock that was set back in between does not turn the record's time back.
         self._before_s = max((now - self._record.began) / timedelta(seconds=1), self._record.ended_s)
         self._started = time.perf_counter()
@@ -93,8 +95,15 @@ class ReportSink:
             print(f"wnlb run: {error}; tried again in a minute", file=sys.stderr)
 
 
-def _continued(folder: Path, facts: dict[str, str], class_names: tuple[str, ...]) -> Record:
-    record = Record.read(folder)
+def _continued(folder: Path, facts: dict[str, str], class_names: tuple[str, ...]) -> Record | None:
+    """The record that is there; None for a damaged one, which is put aside: a camera that is started again must run."""
+    try:
+        record = Record.read(folder)
+    except WnlbError as error:
+        aside = (folder / FILE).with_suffix(".damaged.json")
+        os.replace(folder / FILE, aside)
+        print(f"wnlb run: {error}; it is {aside.name} now, and a new one is begun", file=sys.stderr)
+        return None
     for what, expected, got in (
         *((key, record.facts.get(key), facts[key]) for key in ("source", "model")),
         ("classes", record.class_names, class_names),

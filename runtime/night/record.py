@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -70,7 +71,7 @@ class Record:
         """
         self.ended_s = max(self.ended_s, at_s)
         spell = self.spells.at(at_s)
-        spell.add_frame(Counter(detections.labels.tolist()), latency_ms, luminance(frame_bgr))
+        spell.add_frame(Counter(detections.labels.tolist()), latency_ms, luminance(_thinned(frame_bgr)))
         spans = self.shots.at(at_s)
         for i, label in enumerate(detections.labels.tolist()):
             if detections.track_ids is not None and detections.track_ids[i]:
@@ -97,9 +98,11 @@ class Record:
         return self.began + timedelta(seconds=seconds)
 
     def write(self, folder: Path) -> None:
-        """``record.json`` in a folder, whole or not at all. Raises WnlbError."""
-        with atomic_path(folder / FILE) as temporary:
-            temporary.write_text(json.dumps(self.as_json()))
+        """``record.json`` in a folder, whole or not at all, a power cut included. Raises WnlbError."""
+        with atomic_path(folder / FILE) as temporary, open(temporary, "w") as file:
+            file.write(json.dumps(self.as_json()))
+            file.flush()
+            os.fsync(file.fileno())
 
     def as_json(self) -> dict[str, Any]:
         spells = [[start, spell.as_json()] for start, spell in self.spells]
@@ -179,6 +182,12 @@ class Record:
         for _, track in ranked[MOST_SHOTS:]:
             track.shot = None
         self.tracks = dict(ranked[:MOST_TRACKS])
+
+
+def _thinned(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Enough pixels of a large frame to know its mean."""
+    step = max(min(frame.shape[:2]) // 270, 1)
+    return np.ascontiguousarray(frame[::step, ::step])
 
 
 def _sharper(shot: Shot | None, at_s: float, frame: NDArray[np.uint8], detections: Detections, i: int) -> Shot | None:

@@ -119,6 +119,17 @@ def test_another_record_is_not_written_over(tmp_path: Path, asked: dict[str, Any
     assert (tmp_path / FILE).read_bytes() == before
 
 
+def test_a_damaged_record_is_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a power cut could leave it: the camera must run, whatever the night before was."""
+    (tmp_path / FILE).write_text("")
+    sink = sink_of(tmp_path)
+    sink.add(result(), None)
+    sink.close(failed=False)
+    assert capsys.readouterr().err.endswith("it is record.damaged.json now, and a new one is begun\n")
+    assert (tmp_path / "record.damaged.json").read_text() == ""
+    assert Record.read(tmp_path).runs == 1
+
+
 def test_a_disk_that_is_full_for_a_while_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
