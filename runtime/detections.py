@@ -66,9 +66,18 @@ class Detections:
 
     def above(self, score_threshold: float) -> Detections:
         """Those that score ``score_threshold`` or more."""
-        rows = int((self.scores >= score_threshold).sum())  # best first
-        masks = None if self.masks is None else self.masks[:rows]
-        return Detections(self.height, self.width, self.boxes[:rows], self.scores[:rows], self.labels[:rows], masks)
+        return self.at(np.arange(int((self.scores >= score_threshold).sum())))  # best first
+
+    def tracked(self) -> Detections:
+        """Those that belong to a track; all where nothing was tracked."""
+        return self if self.track_ids is None else self.at(np.flatnonzero(self.track_ids))
+
+    def at(self, rows: NDArray[np.integer]) -> Detections:
+        """Those at these places, in this order."""
+        masks = None if self.masks is None else tuple(self.masks[i] for i in rows)
+        tracks = None if self.track_ids is None else self.track_ids[rows]
+        boxes, scores, labels = self.boxes[rows], self.scores[rows], self.labels[rows]
+        return Detections(self.height, self.width, boxes, scores, labels, masks, tracks)
 
     def full_masks(self) -> Iterator[NDArray[np.bool_]]:
         """Each mask as bool ``[height, width]``, one at a time."""

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import math
 import os
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from wnlb.runtime.files import name_for_opencv
 from wnlb.runtime.pictures import OTHER_SUFFIXES, PICTURE_SUFFIXES, highest_of, read_picture
 
 LAST_CAMERA = 255
+PICTURES_FPS = 25.0  # of pictures that are frames of something
 LOOKED_AT = 16  # pictures of a source, for the bits of its camera
 
 
@@ -32,6 +34,7 @@ class Frame:
     name: str  # of the picture file, from the folder that all have in common; or VIDEO_000042
     pixels: NDArray[np.uint8] | None  # uint8 BGR [h, w, 3]
     error: str = ""
+    at_s: float = 0.0  # when it was captured: seconds, of a camera by the machine's clock; of pictures 25 are a second
 
 
 class PictureSource:
@@ -60,11 +63,12 @@ class PictureSource:
 
     def __iter__(self) -> Iterator[Frame]:
         found = self._bits_found()
-        for name, path in self.paths.items():
+        for number, (name, path) in enumerate(self.paths.items()):
+            at_s = number / PICTURES_FPS
             try:
-                yield Frame(name, read_picture(path, self._bits, found))
+                yield Frame(name, read_picture(path, self._bits, found), at_s=at_s)
             except PictureError as error:
-                yield Frame(name, None, str(error))
+                yield Frame(name, None, str(error), at_s)
 
     def _bits_found(self) -> int:
         """What some of the pictures, taken evenly, prove of all; 0 where none of them has more than 8 bits."""
@@ -110,18 +114,26 @@ class VideoSource:
         return self._frames
 
     def __iter__(self) -> Iterator[Frame]:
-        number = 0
+        number, at_s = 0, -math.inf
         try:
             while True:
                 read, pixels = self._capture.read()
                 if not read:
                     break
-                yield Frame(f"{self._name}_{number:06d}", np.asarray(pixels, np.uint8))
+                at_s = self._time_of(number, at_s)
+                yield Frame(f"{self._name}_{number:06d}", np.asarray(pixels, np.uint8), at_s=at_s)
                 number += 1
         finally:
             self._capture.release()
         if not number:
             raise PictureError(f"{self._what} holds no frame that can be decoded")
+
+    def _time_of(self, number: int, last_s: float) -> float:
+        """Of the frame just read: as the file states it, for rates vary; where it states none, by its rate."""
+        if not self.paths:
+            return time.perf_counter()
+        stated = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1e3
+        return stated if last_s < stated < math.inf else max(number, last_s * self.fps + 1) / self.fps
 
 
 Source = PictureSource | VideoSource

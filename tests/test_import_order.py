@@ -18,7 +18,18 @@ from wnlb.runtime.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("calibration", "export", "plugins", "runtime")
-HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "pycuda",
+    "cuda",
+    "pycocotools",
+    "trackers",
+    "scipy",
+}
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
     "calibration.labels": set(),
@@ -32,7 +43,8 @@ ROOMS = {
     "export.references": set(),  # what verification trusts shares no code with what it verifies
     "runtime.deepstream": {"runtime"},
     "runtime.engine": {"runtime"},
-    "runtime.live": {"runtime", "runtime.night"},
+    "runtime.tracking": {"runtime"},
+    "runtime.live": {"runtime", "runtime.night", "runtime.tracking"},
     "runtime.night": {"runtime", "runtime.report"},
     "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
     "runtime.report": {"runtime"},
