@@ -18,20 +18,34 @@ class CocoDocument:
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:
-        self._categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+        self._categories = categories(class_names)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
     def add(self, file_name: str, detections: Detections) -> None:
         """Add one frame; its image id is its number, from 1 up."""
         image_id = len(self._images) + 1
-        size = {"width": detections.width, "height": detections.height}
-        self._images.append({"id": image_id, "file_name": file_name, **size})
+        self._images.append(image_entry(image_id, file_name, detections.height, detections.width))
         for entry in coco_results(detections, image_id):
-            self._annotations.append({"id": len(self._annotations) + 1, "iscrowd": 0, **entry})
+            self._annotations.append(annotation_entry(len(self._annotations) + 1, entry))
 
     def to_json(self) -> str:
         return json.dumps({"images": self._images, "categories": self._categories, "annotations": self._annotations})
+
+
+def categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """COCO's categories; label 1 is the first."""
+    return [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+
+
+def image_entry(identifier: int, file_name: str, height: int, width: int) -> dict[str, Any]:
+    """One of COCO's images; sizes in pixels."""
+    return {"id": identifier, "file_name": file_name, "width": width, "height": height}
+
+
+def annotation_entry(identifier: int, result: dict[str, Any]) -> dict[str, Any]:
+    """One of COCO's annotations, made from an entry of ``coco_results``."""
+    return {"id": identifier, "iscrowd": 0, **result}
 
 
 def coco_results(detections: Detections, image_id: int | str) -> list[dict[str, Any]]:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.depth import check_bits, common_bits, doubt
-from wnlb.runtime.errors import PictureError, PictureWarning
+from wnlb.runtime.errors import PictureError, PictureWarning, WnlbError
 from wnlb.runtime.files import name_for_opencv
 from wnlb.runtime.pictures import OTHER_SUFFIXES, PICTURE_SUFFIXES, highest_of, read_picture
+from wnlb.runtime.text_file import read_lines
 
 LAST_CAMERA = 255
 LOOKED_AT = 16  # pictures of a source, for the bits of its camera
@@ -59,15 +60,17 @@ class PictureSource:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
-        found = self._bits_found()
+        found = self.bits_found()
         for name, path in self.paths.items():
             try:
                 yield Frame(name, read_picture(path, self._bits, found))
             except PictureError as error:
                 yield Frame(name, None, str(error))
 
-    def _bits_found(self) -> int:
-        """What some of the pictures, taken evenly, prove of all; 0 where none of them has more than 8 bits."""
+    def bits_found(self) -> int:
+        """What some of the pictures, taken evenly, prove of all; 0 where none of them has more than 8 bits, or where
+        they were given.
+        """
         if self._bits or self._found is not None:
             return self._found or 0
         paths = list(self.paths.values())
@@ -147,14 +150,48 @@ def open_source(source: str, bits: int = 0) -> Source:
         if int(source) > LAST_CAMERA:
             raise PictureError(f"camera {source} is not there; expected an index from 0 to {LAST_CAMERA}")
         return VideoSource(int(source))
+    files = files_of(source)
+    if path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES:
+        return VideoSource(source)
+    return PictureSource(files, bits)
+
+
+def files_of(source: str) -> list[Path]:
+    """The files of a folder of pictures or a glob pattern, sorted; or the one that it is.
+
+    Raises:
+        PictureError: there is nothing there.
+    """
+    path = Path(source)
     if path.is_dir():
-        return PictureSource(_pictures_in(path), bits)
+        return _pictures_in(path)
     if path.is_file():
-        return PictureSource([path], bits) if path.suffix.lower() in PICTURE_SUFFIXES else VideoSource(source)
+        return [path]
     matches = sorted({Path(match) for match in _matching(source) if os.path.isfile(match)})
     if not matches:
         raise PictureError(f"source {source} does not exist; expected a picture, folder, glob, video or camera index")
-    return PictureSource(matches, bits)
+    return matches
+
+
+def listed_pictures(path: Path, folder: Path | None = None) -> list[Path]:
+    """The pictures of a text file that has the path of one on each line.
+
+    Args:
+        folder: that they start from; None: that of the list.
+
+    Raises:
+        WnlbError: the list cannot be read, or is empty.
+    """
+    paths = [listed_path(folder or path.parent, line) for _, line in read_lines(path, "list of pictures")]
+    if not paths:
+        raise WnlbError(f"list of pictures {path} is empty; expected the path of a picture on each line")
+    return paths
+
+
+def listed_path(folder: Path, name: str) -> Path:
+    """A path that a file of lists names, from this folder; of one made on Windows as well."""
+    path, turned = folder / name, folder / name.replace("\\", "/")
+    return turned if turned.exists() and not path.exists() else path
 
 
 def _pictures_in(folder: Path) -> list[Path]:
