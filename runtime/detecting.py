@@ -43,15 +43,15 @@ def detected(
         if not pictures:
             return [(frame, None) for frame in batch]
         try:
-            found = predictor.predict_batch(pictures)
+            found = iter(predictor.predict_batch(pictures))
         except (PictureError, cv2.error) as error:  # of one size of picture: it must not cost its neighbours
             if len(batch) > 1:
                 return [found for frame in batch for found in run([frame])]
             if is_video:
                 raise
             return [(Frame(batch[0].name, None, f"picture {batch[0].name} cannot be prepared: {error}"), None)]
-        on_run(predictor.times_ms, len(batch))
-        return list(zip(batch, found, strict=True))
+        on_run(predictor.times_ms, len(pictures))
+        return [(frame, None if frame.pixels is None else next(found)) for frame in batch]
 
     def runs(batches: Generator[list[Frame], None, None]) -> Generator[list[Found], None, None]:
         with contextlib.closing(batches):
@@ -62,14 +62,12 @@ def detected(
 
 
 def _batches(frames: Iterable[Frame], size: int) -> Generator[list[Frame], None, None]:
-    """``size`` frames at a time; by itself, one that could not be read."""
+    """``size`` frames at a time, and those between them that could not be read."""
     batch: list[Frame] = []
     for frame in frames:
-        if frame.pixels is None:
-            yield [frame]
-            continue
         batch.append(frame)
-        if len(batch) == size:
+        pictures = sum(one.pixels is not None for one in batch)
+        if pictures in (0, size):  # what stands before the first is known at once
             yield batch
             batch = []
     if batch:

@@ -103,6 +103,7 @@ class VideoSource:
         self._frames = max(frames, 0)
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps = fps if 0 < fps < math.inf else 25.0  # not of NaN either
+        self.position = 0  # of the frame that would be read next
 
     def release(self) -> None:
         """Close a source that nobody reads."""
@@ -113,18 +114,27 @@ class VideoSource:
         return self._frames
 
     def __iter__(self) -> Iterator[Frame]:
-        number = 0
         try:
-            while True:
-                read, pixels = self._capture.read()
-                if not read:
-                    break
-                yield Frame(f"{self._name}_{number:06d}", np.asarray(pixels, np.uint8))
-                number += 1
+            yield from self.between(self.position, None)
         finally:
             self._capture.release()
-        if not number:
+        if not self.position:
             raise PictureError(f"{self._what} holds no frame that can be decoded")
+
+    def between(self, first: int, stop: int | None) -> Iterator[Frame]:
+        """The frames from ``first`` on, before ``stop``, as far as there are any.
+
+        What lies before is decoded and left out: to seek is inexact in many containers. There is no way back
+        (``position``).
+        """
+        while self.position < first and self._capture.grab():
+            self.position += 1
+        while self.position >= first and (stop is None or self.position < stop):
+            read, pixels = self._capture.read()
+            if not read:
+                break
+            self.position += 1
+            yield Frame(f"{self._name}_{self.position - 1:06d}", np.asarray(pixels, np.uint8))
 
 
 Source = PictureSource | VideoSource

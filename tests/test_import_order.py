@@ -18,7 +18,7 @@ from wnlb.runtime.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("calibration", "export", "plugins", "runtime")
-HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
+HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools", "pyarrow", "ray"}
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
     "calibration.labels": set(),
@@ -31,6 +31,7 @@ ROOMS = {
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
     "export.references": set(),  # what verification trusts shares no code with what it verifies
     "runtime.engine": {"runtime"},
+    "runtime.labelling": {"runtime", "runtime.engine"},
     "runtime.live": {"runtime"},
     "runtime.profile": {"runtime", "runtime.engine"},
 }
