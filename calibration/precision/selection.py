@@ -69,6 +69,12 @@ class Selection:
             found.append(f"only {len(self.chosen)} calibration pictures; {FEWEST} or more give steady ranges")
         return found
 
+    @property
+    def luminances(self) -> tuple[float, float]:
+        """Of the darkest and the brightest chosen picture."""
+        found = [picture.luminance for picture in self.chosen]
+        return min(found), max(found)
+
     def sha256(self) -> str:
         """Of the chosen pictures, in their order."""
         return hashlib.sha256("".join(picture.sha256 for picture in self.chosen).encode()).hexdigest()

@@ -17,9 +17,12 @@ from tqdm import tqdm
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.feed import CameraMode, Feed, open_feed
+from wnlb.runtime.live.metrics import MetricsSink
+from wnlb.runtime.live.night_watch import NightWatch
 from wnlb.runtime.live.page import LivePage
 from wnlb.runtime.live.sinks import CocoSink, JsonLinesSink, PageSink, Sink, VideoSink, WindowSink
 from wnlb.runtime.live.stream import Result, Stream, StreamState
+from wnlb.runtime.live.watchdog import Watchdog
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
@@ -57,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jsonl", metavar="FILE", help="a line of JSON for each frame, added to the file; - for standard output"
     )
     outputs.add_argument("--coco", type=Path, metavar="FILE.json", help="COCO document, for sources with an end")
+    outputs.add_argument(
+        "--metrics", metavar="HOST:PORT", help="figures for Prometheus, e.g. 127.0.0.1:9090: frames, latency, darkness"
+    )
     parser.add_argument("--every-frame", action="store_true", help="drop no frame; for files")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)"
@@ -92,8 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
         _ended_by_signals(stream),
         _Sinks(arguments, predictor, stream) as sinks,
         status,
+        Watchdog() as watchdog,
     ):
-        _work(stream, sinks, status, predictor)
+        _work(stream, sinks, status, predictor, watchdog)
         state = stream.state()
     if not arguments.quiet:
         out = sys.stderr if arguments.jsonl == "-" else sys.stdout
@@ -104,9 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 3 if feed.picture_names and state.odd else 0
 
 
-def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor) -> None:
+def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor, watchdog: Watchdog) -> None:
     """Give every result to every sink, until the source or the user ends."""
-    fill_hint = FillHint(predictor.geometry)
+    fill_hint, night_watch = FillHint(predictor.geometry), NightWatch(predictor.contract.calibrated_luminance)
     for result in stream.results(idle_s=0.5):
         if result is None:
             status.tell(stream)
@@ -115,10 +122,13 @@ def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor) 
             continue
         if hint := fill_hint.about(*result.pixels.shape[:2]):
             status.changed(hint)
+        if warning := night_watch.about(result.pixels, result.captured_at):
+            status.changed(warning)
         wanted = any(sink.wants_overlay for sink in sinks.all)
         overlay = draw(result.pixels, result.detections, predictor.contract.class_names) if wanted else None
         goes_on = [sink.add(result, overlay) for sink in sinks.all]
         status.tell(stream, result)
+        watchdog.frame(time.monotonic())
         if not all(goes_on):
             return
 
@@ -180,17 +190,22 @@ class _Sinks:
     def _made(self) -> Iterator[Sink]:
         arguments, contract = self._arguments, self._predictor.contract
         serve, show = arguments.serve, arguments.show
-        if not (serve or show or arguments.video or arguments.jsonl or arguments.coco):
+        if not (serve or show or arguments.video or arguments.jsonl or arguments.coco or arguments.metrics):
             try:
                 yield WindowSink("")
             except WnlbError:
                 serve = DEFAULT_PAGE
+        facts = {"model": arguments.model.name, "backend": self._predictor.backend.description}
+        facts["source"] = self._stream.feed.name
         if serve:
-            facts = {"model": arguments.model.name, "backend": self._predictor.backend.description}
-            page = LivePage(serve, {**facts, "source": self._stream.feed.name}, contract.class_names)
+            page = LivePage(serve, facts, contract.class_names)
             reach = "on this machine only" if page.is_loopback else "for everybody who reaches this machine"
             print(f"live page at {page.url}, {reach}", file=sys.stderr, flush=True)
             yield PageSink(page, self._stream)
+        if arguments.metrics:
+            metrics = MetricsSink(arguments.metrics, self._stream, contract, facts)
+            print(f"metrics at {metrics.url}", file=sys.stderr, flush=True)
+            yield metrics
         if show:
             yield WindowSink(f"leave it out, or use --serve {DEFAULT_PAGE}")
         if arguments.video:
