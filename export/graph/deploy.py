@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
+from wnlb.export.backbone import blocks_by_level
 from wnlb.export.graph.adaptive_roi_align import (
     CellRoIAlign,
     Maps,
@@ -31,7 +32,6 @@ from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
 from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
-from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.conventions import TORCHVISION, Conventions
 from wnlb.runtime.errors import GraphError, WnlbError

@@ -16,13 +16,13 @@ import onnx
 import torch
 from torchvision.models.detection import MaskRCNN
 
+from wnlb.export.backbone import blocks_by_level
 from wnlb.export.checkpoints.checkpoint import Origin
 from wnlb.export.checkpoints.settings import TORCHVISION as TORCHVISION_SETTINGS
 from wnlb.export.graph.attention import AttentionPlan
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.graph.level_roi_align import onnx_roi_align_by_level
 from wnlb.export.graph.node_nms import onnx_suppress
-from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_OP, fuse_attention, use_multi_head_attention
 from wnlb.export.onnx_file.lint import lint
 from wnlb.export.onnx_file.onnx_program import onnx_program
