@@ -26,7 +26,7 @@ from wnlb.export.checkpoints.tensors import loaded
 from wnlb.export.checkpoints.weights import chosen, weight_sets
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.export.solov2 import Solov2
-from wnlb.runtime.conventions import FRAMEWORKS, Conventions
+from wnlb.runtime.conventions import MASK_RCNN, MaskRcnnConventions
 from wnlb.runtime.errors import CheckpointError
 from wnlb.runtime.files import atomic_path
 from wnlb.runtime.text_file import read_text
@@ -45,9 +45,9 @@ class Origin:
     settings: NetworkSettings
 
     @property
-    def conventions(self) -> Conventions:
-        """Of the framework."""
-        return FRAMEWORKS[self.settings.framework]
+    def conventions(self) -> MaskRcnnConventions:
+        """Of the framework, for its Mask R-CNN."""
+        return MASK_RCNN[self.settings.framework]
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
 from wnlb.export.options import ExportOptions
-from wnlb.runtime.conventions import TORCHVISION, Conventions
+from wnlb.runtime.conventions import TORCHVISION, MaskRcnnConventions
 from wnlb.runtime.errors import GraphError, WnlbError
 
 _FINEST_SIDE = 56  # px, sqrt(area) from which on a box belongs to P3; Lin et al., "Feature Pyramid Networks", eq. 1
@@ -55,7 +55,7 @@ class DeployGraph(nn.Module):
     rows: Tensor  # [H, 1] 0, 1, ...
     columns: Tensor  # [W]
 
-    def __init__(self, model: MaskRCNN, options: ExportOptions, conventions: Conventions = TORCHVISION) -> None:
+    def __init__(self, model: MaskRCNN, options: ExportOptions, conventions: MaskRcnnConventions = TORCHVISION) -> None:
         super().__init__()
         model = copy.deepcopy(model).eval().requires_grad_(False)
         height, width = options.height, options.width
@@ -96,7 +96,7 @@ class ProposalStage(nn.Module):
     """
 
     def __init__(
-        self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions, conventions: Conventions
+        self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions, conventions: MaskRcnnConventions
     ) -> None:
         super().__init__()
         rpn = model.rpn
@@ -158,7 +158,7 @@ class DetectionStage(nn.Module):
         model: MaskRCNN,
         shapes: list[tuple[int, int]],
         options: ExportOptions,
-        conventions: Conventions,
+        conventions: MaskRcnnConventions,
         proposals: int,
     ) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> Atl
 
 
 def _adaptive_roi_align(
-    pool: Any, layout: AtlasLayout, scales: list[float], boxes: int, target: str, conventions: Conventions
+    pool: Any, layout: AtlasLayout, scales: list[float], boxes: int, target: str, conventions: MaskRcnnConventions
 ) -> Pool:
     """RoIAlign of ``boxes`` boxes of a picture; of ``pool`` only its output's side is asked."""
     side, areas = pool.output_size[0], level_areas(_FINEST_SIDE, conventions.level_epsilon)
@@ -297,7 +297,7 @@ def _nms(threshold: float, options: ExportOptions, classes: int = 1) -> StaticNM
     return NodeNMS(threshold, classes) if options.target == "cpu" else StaticNMS(threshold, options.nms_rounds)
 
 
-def _log_scales(coder: Any, conventions: Conventions) -> tuple[float, float | None]:
+def _log_scales(coder: Any, conventions: MaskRcnnConventions) -> tuple[float, float | None]:
     """The largest and the smallest dw and dh, as ``decode_boxes`` takes them."""
     return coder.bbox_xform_clip, -coder.bbox_xform_clip if conventions.two_sided_clamp else None
 

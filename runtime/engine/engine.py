@@ -42,6 +42,8 @@ class TensorRtEngine:
     Args:
         manifest: of the engine; None for one that is trusted without: the first library that takes it opens it.
         plugin: whether a trusted engine may have our plugin inside.
+        counted: outputs ``[N, D, ...]`` of which only those rows leave the GPU that the output ``count [N]`` tells of:
+            the others keep what they had. They are copied when that is known, after the graph.
         mapped: whether inputs and outputs lie in the host's memory, where the GPU shares it: nothing is copied, but the
             GPU of a Jetson does not cache that memory, which costs where inputs are read often.
 
@@ -49,8 +51,15 @@ class TensorRtEngine:
         WnlbError: this machine's library, GPU or plugin do not fit; says which, and what to do.
     """
 
-    def __init__(self, path: Path, manifest: Manifest | None, plugin: bool = False, mapped: bool = True) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest | None,
+        plugin: bool = False,
+        mapped: bool = True,
+        counted: frozenset[str] = frozenset(),
+    ) -> None:
+        self.path, self._counted = path, counted
         self._gpu = find_gpu()
         self._mapped = mapped and self._gpu.integrated
         self._lock = threading.Lock()
@@ -118,6 +127,8 @@ class TensorRtEngine:
             else:
                 own.enqueue(on_device)
             cuda.synchronize()
+            if own.download_counted():
+                cuda.synchronize()
             if on_device not in own.graphs:
                 own.graphs[on_device] = self._captured(lambda: own.enqueue(on_device))
             return own.outputs
@@ -133,7 +144,7 @@ class TensorRtEngine:
 
         Args:
             transfers: without, ``h2d`` and ``d2h`` are left out: inputs are uploaded before the first event, outputs
-                stay on the GPU.
+                stay on the GPU. Of counted outputs, the rows of the latest ``run`` are copied.
             cuda_graph: launch the inference, without copies, as a graph. Where it cannot be captured it is enqueued as
                 without, and the description says so.
             spin_wait: poll for the end rather than sleep.
@@ -146,7 +157,7 @@ class TensorRtEngine:
                 self._timer = PartTimer(cuda.stream)
             own = self._execution(self._latest)
             graph = self._inference_graph(own) if cuda_graph else None
-            parts = Parts(own.upload, graph.launch if graph else own.infer, own.download)
+            parts = Parts(own.upload, graph.launch if graph else own.infer, own.download_all)
             return self._timer.measure(parts, transfers, spin_wait)
 
     def layer_times(self, runs: int) -> Reported:
@@ -283,7 +294,7 @@ class TensorRtEngine:
         buffers = self._buffers
         if batch is not None:
             buffers = {name: buffer.first(batch) for name, buffer in buffers.items()}
-        opened = Opened(self.path, self._library, self._logger, self._engine, tuple(self._inputs))
+        opened = Opened(self.path, self._library, self._logger, self._engine, tuple(self._inputs), self._counted)
         return Execution(opened, self._cuda, buffers, self._memory)
 
     def _captured(self, enqueue: Callable[[], None]) -> Graph | None:

@@ -325,6 +325,9 @@ class IProfiler:
         raise NotImplementedError
 
 
+_NUMPY = {DataType.UINT8: np.uint8, DataType.INT32: np.int32, DataType.FLOAT: np.float32, DataType.HALF: np.float16}
+
+
 class ICudaEngine:
     def __init__(self, data: bytes, logger: Any) -> None:
         self._logger = logger
@@ -335,6 +338,7 @@ class ICudaEngine:
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
         kinds = {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT, "tensor(int32)": DataType.INT32}
+        kinds |= {"tensor(float16)": DataType.HALF}
         values = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.tensors = {
             value.name: (tuple(-1 if isinstance(dim, str) else dim for dim in value.shape), kinds[value.type])
@@ -456,7 +460,7 @@ class IExecutionContext:
         shape, kind = self._engine.tensors[name]
         if shape[:1] == (-1,):
             shape = (self._shapes[self._engine.inputs[0]][0], *shape[1:])
-        dtype = {DataType.UINT8: np.uint8, DataType.INT32: np.int32, DataType.FLOAT: np.float32}[kind]
+        dtype = _NUMPY[kind]
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = (ctypes.c_uint8 * size).from_address(self._addresses[name])
         return np.frombuffer(memory, dtype).reshape(shape)
