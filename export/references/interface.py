@@ -62,13 +62,7 @@ class SoloSettings(NetworkSettings):
     """The same of a SOLOv2; the defaults are those of mmdetection's configurations."""
 
     grids: tuple[int, ...] = (40, 36, 24, 16, 12)  # cells along each side, for P2 .. P6
-    strides: tuple[float, ...] = (
-        8,
-        8,
-        16,
-        32,
-        32,
-    )  # cells of the mask that one of each grid has at least, and one more
+    cell_strides: tuple[float, ...] = (8, 8, 16, 32, 32)  # a mask has more cells than that of its grid
     norm_groups: int = 32  # of the head's group norms
     cell_threshold: float = 0.1  # of scores, before masks are looked at
     nms_candidates: int = 500  # that enter Matrix NMS

@@ -128,7 +128,10 @@ def _instances(
     inside = masks > MASK_THRESHOLD
     area = inside.sum((1, 2)).to(masks.dtype)
     stride = torch.cat(
-        [scores.new_full((grid**2,), stride) for grid, stride in zip(settings.grids, settings.strides, strict=True)]
+        [
+            scores.new_full((grid**2,), stride)
+            for grid, stride in zip(settings.grids, settings.cell_strides, strict=True)
+        ]
     )
     large = area > stride[cell]
     masks, inside, area, score, label = (value[large] for value in (masks, inside, area, score, label))
