@@ -25,9 +25,11 @@ class ExportOptions:
     score_threshold: float | None = None  # (torchvision: 0.05)
     nms_threshold: float | None = None  # IoU above which the weaker of two detections goes (torchvision: 0.5)
     mask_rows: int | None = None  # of them, the best that get a mask; None: all
-    candidates: int = 1000  # (proposal, class) pairs that enter the last NMS
+    candidates: int = 1000  # (proposal, class) pairs that enter the last NMS; of SOLOv2 (cell, class) pairs
     nms_rounds: int = 32  # longest chain of boxes that the unrolled NMS resolves
-    masks: str = "box"  # "box": 28 x 28 probabilities inside each box; "none": no mask head
+    # None: as the network makes them, "box" (28 x 28 probabilities inside each) or "frame" (a quarter of its size);
+    # "none": no masks
+    masks: str | None = None
     # What the file is made for: "gpu" for TensorRT and FP16 or INT8 conversion; "cpu" for ONNX Runtime on a CPU, where
     # masks cost what is found. Both detect the same, and files for a GPU run everywhere.
     target: str = "gpu"
@@ -66,7 +68,7 @@ class ExportOptions:
             ("interpolation", INTERPOLATIONS),
         ):
             value = getattr(self, name)
-            if value not in allowed and not (value is None and name in ("resize", "interpolation")):
+            if value not in allowed and not (value is None and name != "target"):
                 raise WnlbError(f"{name} is {value!r}; expected {' or '.join(allowed)}")
         if self.mask_rows is not None and self.masks == "none":
             raise WnlbError(f"mask_rows is {self.mask_rows}, and masks are none; expected one of the two")

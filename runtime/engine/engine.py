@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wnlb.runtime.engine.cuda import Buffer, Cuda, open_cuda
 from wnlb.runtime.engine.driver import Graph, Memory, find_gpu, free_memory
-from wnlb.runtime.engine.execution import Execution, Opened
+from wnlb.runtime.engine.execution import COUNT, Execution, Opened
 from wnlb.runtime.engine.layers import onnx_names_of_engine
 from wnlb.runtime.engine.manifest import Manifest
 from wnlb.runtime.engine.mask_cut import MASKS
@@ -23,7 +23,6 @@ from wnlb.runtime.engine.opening import Engines, open_engines
 from wnlb.runtime.engine.timing import Parts, PartTimer, Reported, mean_layer_times
 from wnlb.runtime.errors import WnlbError
 
-COUNT = "count"  # the output that tells how many rows are detections
 _TYPES = {
     "FLOAT": np.float32,
     "HALF": np.float16,
@@ -47,6 +46,8 @@ class TensorRtEngine:
     Args:
         manifest: of the engine; None for one that is trusted without: the first library that takes it opens it.
         plugin: whether a trusted engine may have our plugin inside.
+        counted: outputs ``[N, D, ...]`` of which only those rows leave the GPU that the output ``count [N]`` tells of:
+            the others keep what they had. They are copied when that is known, after the graph.
         mapped: whether inputs and outputs lie in the host's memory, where the GPU shares it: nothing is copied, but the
             GPU of a Jetson does not cache that memory, which costs where inputs are read often.
 
@@ -54,8 +55,15 @@ class TensorRtEngine:
         WnlbError: this machine's library, GPU or plugin do not fit; says which, and what to do.
     """
 
-    def __init__(self, path: Path, manifest: Manifest | None, plugin: bool = False, mapped: bool = True) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest | None,
+        plugin: bool = False,
+        mapped: bool = True,
+        counted: frozenset[str] = frozenset(),
+    ) -> None:
+        self.path, self._counted = path, counted
         self._gpu = find_gpu()
         self._mapped = mapped and self._gpu.integrated
         self._lock = threading.Lock()
@@ -131,6 +139,8 @@ class TensorRtEngine:
             else:
                 own.enqueue(on_device)
             cuda.synchronize()
+            if own.download_counted():
+                cuda.synchronize()
             if on_device not in own.graphs:
                 own.graphs[on_device] = self._captured(lambda: own.enqueue(on_device))
             if self._masks is None:
@@ -150,7 +160,7 @@ class TensorRtEngine:
 
         Args:
             transfers: without, ``h2d`` and ``d2h`` are left out: inputs are uploaded before the first event, outputs
-                stay on the GPU.
+                stay on the GPU. Of counted outputs, the rows of the latest ``run`` are copied.
             cuda_graph: launch the inference, without copies, as a graph. Where it cannot be captured it is enqueued as
                 without, and the description says so.
             spin_wait: poll for the end rather than sleep.
@@ -166,7 +176,7 @@ class TensorRtEngine:
                 running.append(masks)
             graphs = [self._inference_graph(own) if cuda_graph else None for own in running]
             infer = [graph.launch if graph else own.infer for graph, own in zip(graphs, running, strict=True)]
-            parts = Parts(running[0].upload, _one_by_one(infer), _one_by_one([own.download for own in running]))
+            parts = Parts(running[0].upload, _one_by_one(infer), _one_by_one([own.download_all for own in running]))
             return self._timer.measure(parts, transfers, spin_wait)
 
     def layer_times(self, runs: int) -> Reported:
@@ -307,7 +317,7 @@ class TensorRtEngine:
 
     def _opened(self, batch: int | None) -> Execution:
         assert self._cuda is not None
-        opened = Opened(self.path, self._library, self._logger, self._engine, tuple(self._inputs))
+        opened = Opened(self.path, self._library, self._logger, self._engine, tuple(self._inputs), self._counted)
         buffers, shapes = self._buffers, None
         if batch is not None:
             buffers = {name: buffer.first(batch) for name, buffer in buffers.items()}

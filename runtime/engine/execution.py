@@ -13,6 +13,8 @@ from wnlb.runtime.engine.tensorrt import TensorRt, last_error
 from wnlb.runtime.engine.timing import Reported, make_profiler
 from wnlb.runtime.errors import WnlbError
 
+COUNT = "count"  # the output that tells, for each frame, how many rows of the others are something
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -23,6 +25,8 @@ class Opened:
     logger: Any  # of ``make_logger``, that the engine reports to
     engine: Any  # ICudaEngine
     inputs: tuple[str, ...]  # names
+    # outputs [N, D, ...] of which only the rows leave the GPU that ``COUNT`` [N] tells of
+    counted: frozenset[str] = frozenset()
 
     @property
     def title(self) -> str:
@@ -109,7 +113,7 @@ class Execution:
         self._context = None
 
     def enqueue(self, on_device: frozenset[str]) -> None:
-        """Put all of a run on the stream, without uploads of the inputs that are there already."""
+        """Put all of a run on the stream but ``download_counted``, without uploads of inputs that are there already."""
         self.upload(on_device)
         self.infer()
         self.download()
@@ -124,8 +128,23 @@ class Execution:
             raise WnlbError(f"{self._opened.title} cannot start the inference: {self._opened.last_error()}")
 
     def download(self) -> None:
+        """All outputs but the counted ones."""
         for name in self.outputs:
-            self._cuda.download(self.buffers[name])
+            if name not in self._opened.counted:
+                self._cuda.download(self.buffers[name])
+
+    def download_counted(self) -> bool:
+        """The rows of the counted outputs that the host's ``COUNT`` tells of, which must be there; whether any are."""
+        rows = [(frame, int(count)) for frame, count in enumerate(self.outputs[COUNT])] if self._opened.counted else []
+        parts = [self.buffers[name].rows_of(*each) for name in sorted(self._opened.counted) for each in rows if each[1]]
+        for part in parts:
+            self._cuda.download(part)
+        return bool(parts)
+
+    def download_all(self) -> None:
+        """Both, by the counts of the run before."""
+        self.download()
+        self.download_counted()
 
     def infer_once(self) -> None:
         """On what the host's buffers hold, and wait: a first run may still allocate."""

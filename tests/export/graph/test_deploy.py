@@ -9,9 +9,10 @@ from model_inputs import whole
 from small_models import small_model
 from torchvision.models.detection import MaskRCNN
 
+from wnlb.export.backbone import BACKBONES, OTHER_RESNEXTS, PLACEMENTS
 from wnlb.export.block import MODES
-from wnlb.export.graph.deploy import DeployGraph, limits
-from wnlb.export.model import BACKBONES, OTHER_RESNEXTS, PLACEMENTS
+from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.graph.pyramid import limits
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.reference import Arrays, eager_detections, match
 from wnlb.export.options import ExportOptions
