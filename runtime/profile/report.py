@@ -28,6 +28,7 @@ class Row:
     sha256: str = ""
     bytes: int = 0
     batch: int = 1
+    found: int = 0  # detections in the frames that stages are measured on
     description: str = ""  # of the backend
     made_by: str = ""  # the command
     build_seconds: float | None = None  # how long that took

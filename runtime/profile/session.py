@@ -69,7 +69,7 @@ def _take_facts(row: Row, worker: Worker) -> None:
     if not contract:
         row.warnings.append(NOT_OURS)
         return
-    row.precision, row.batch = contract["precision"], facts["batch"]
+    row.precision, row.batch, row.found = contract["precision"], facts["batch"], facts["found"]
     if not row.attention:
         forms = {form.rpartition("/")[2] for form in contract["attention"].values()}
         row.attention = "plugin" if "plugin" in forms else "standard"

@@ -124,6 +124,7 @@ class _Runner:
             "first_ms": first["total"],
             "contract": self._subject.contract,
             "batch": self._subject.batch,
+            "found": self._subject.found,
         }
 
     def run(self, count: int) -> list[Times]:
@@ -164,6 +165,8 @@ def _opened(model: Path, frames: list[NDArray[np.uint8]], how: How) -> Any:
 class _Engine:
     """What can be asked of engines, of ours and others."""
 
+    found = 0  # detections of the first frames, on which stages are measured
+
     def __init__(self, engine: TensorRtEngine | TensorRtBackend, how: How) -> None:
         self._engine, self._how = engine, how
 
@@ -183,6 +186,7 @@ class _Session:
     """What can be asked of ONNX Runtime's sessions: its profiler is asked elsewhere, the GPU's memory not at all."""
 
     device_bytes = 0
+    found = 0
 
     def timed(self) -> Times:
         return {}
@@ -198,7 +202,7 @@ class _Frames:
         self._predictor = Predictor(
             model, device="auto" if model.suffix == ".engine" else how.device, threads=how.threads
         )
-        self._model, self._threads = model, how.threads
+        self._model, self._threads, self.found = model, how.threads, 0
         self.batch = _batch(model, self._predictor.contract, how.batch)
         self._batches = [[frames[(i + j) % len(frames)] for j in range(self.batch)] for i in range(len(frames))]
         self._turns = itertools.cycle(self._batches)
@@ -216,11 +220,15 @@ class _Frames:
         return self._inner.device_bytes
 
     def run(self) -> Times:
-        self._predictor.predict_batch(next(self._turns))
+        frames = next(self._turns)
+        detections = self._predictor.predict_batch(frames)
+        if frames is self._batches[0]:
+            self.found = sum(map(len, detections))
         return self._predictor.times_ms
 
     def stages(self, runs: int) -> dict[str, float]:
         if isinstance(self._inner, _Engine):
+            self._predictor.predict_batch(self._batches[0])  # the layers run on what that leaves
             return self._inner.stages(runs)
         if not self.description.partition(", ")[2].startswith("CPU"):
             return {}  # of a GPU ONNX Runtime's profiler sees the launches only
