@@ -25,6 +25,7 @@ COMMANDS = {
     "run": ("wnlb.runtime.live.command", "a camera, stream or video in real time, with a live page"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
+    "triton": ("wnlb.runtime.serving.command", "serve models to many cameras with NVIDIA's Triton Inference Server"),
     "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness"),
     "compare": (
         "wnlb.calibration.comparison.command",
@@ -43,6 +44,8 @@ EXTRAS = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "cv2": "cpu",
+    "tritonclient": "triton",
+    "grpc": "triton",
 }
 EXAMPLES = """\
 from a checkpoint to the night, in five commands:

@@ -18,7 +18,18 @@ from wnlb.runtime.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("calibration", "export", "plugins", "runtime")
-HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "pycuda",
+    "cuda",
+    "pycocotools",
+    "tritonclient",
+    "grpc",
+}
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
     "calibration.labels": set(),
@@ -33,12 +44,14 @@ ROOMS = {
     "runtime.engine": {"runtime"},
     "runtime.live": {"runtime"},
     "runtime.profile": {"runtime", "runtime.engine"},
+    "runtime.serving": {"runtime", "runtime.engine"},
 }
 # Who loads the plugin library, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.engine.engine": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
+    "runtime.serving.repository": {"plugins.library"},  # to put it beside the engines that need it
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
 
