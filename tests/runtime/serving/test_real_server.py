@@ -57,7 +57,7 @@ def net(
     batches_cpu_model_path: Path,
     planted_model_path: Path,
 ) -> Iterator[RealTriton]:
-    """brief: one frame a run; batches: one to five; planted: two, and it is what the probe watches. Two may wait."""
+    """brief: one frame a run; batches.cpu: one to five; planted: two, which is what the probe watches. Two may wait."""
     folder = tmp_path_factory.mktemp("net")
     words = [
         "triton",
@@ -79,7 +79,7 @@ def full(tmp_path_factory: pytest.TempPathFactory, batches_cpu_model_path: Path)
     folder = tmp_path_factory.mktemp("full")
     words = ["triton", batches_cpu_model_path, "--variant", "full", "--score-threshold", "0.1"]
     assert main([*map(str, [*words, "-o", folder / "repository"])]) == 0
-    with started(folder / "repository", folder, "batches") as server:
+    with started(folder / "repository", folder, "batches.cpu") as server:
         yield server
 
 
@@ -117,19 +117,19 @@ def test_the_server_makes_batches(net: RealTriton, batches_cpu_model_path: Path)
     with Predictor(batches_cpu_model_path, device="cpu") as local:
         expected = [local(frame) for frame in shown]
         together = local.predict_batch(shown)
-    with Predictor(net.address("batches")) as served, ThreadPoolExecutor(3) as clients:
+    with Predictor(net.address("batches.cpu")) as served, ThreadPoolExecutor(3) as clients:
         assert_equal(served.predict_batch(shown)[1], together[1])
-        net.close_gate("batches")
-        asked = [clients.submit(Predictor(net.address("batches")), shown[0])]
-        net.wait_until("batches", pending=0)
-        asked += [clients.submit(Predictor(net.address("batches")), frame) for frame in shown[1:]]
-        net.wait_until("batches", pending=2)
-        net.open_gate("batches")
+        net.close_gate("batches.cpu")
+        asked = [clients.submit(Predictor(net.address("batches.cpu")), shown[0])]
+        net.wait_until("batches.cpu", pending=0)
+        asked += [clients.submit(Predictor(net.address("batches.cpu")), frame) for frame in shown[1:]]
+        net.wait_until("batches.cpu", pending=2)
+        net.open_gate("batches.cpu")
         for one, other in zip(asked, expected, strict=True):
             found = one.result()
             np.testing.assert_allclose(found.boxes, other.boxes, atol=1e-3)
             np.testing.assert_array_equal(found.labels, other.labels)
-    with urllib.request.urlopen(f"{net.url}/v2/models/batches/stats", timeout=10) as answer:
+    with urllib.request.urlopen(f"{net.url}/v2/models/batches.cpu/stats", timeout=10) as answer:
         sizes = {int(each["batch_size"]) for each in json.load(answer)["model_stats"][0]["batch_stats"]}
     assert sizes == {1, 2, 3}
 
@@ -165,7 +165,7 @@ def test_models_that_are_not_there_or_take_pictures(net: RealTriton, full: RealT
     with pytest.raises(WnlbError, match="the server has no model 'nothing'"):
         Predictor(net.address("nothing"))
     with pytest.raises(WnlbError, match="takes encoded pictures"):
-        Predictor(full.address("batches"))
+        Predictor(full.address("batches.cpu"))
 
 
 def test_pictures_in_detections_out(full: RealTriton, batches_cpu_model_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_pictures_in_detections_out(full: RealTriton, batches_cpu_model_path: Pa
             value = triton.InferInput("picture", [len(pictures), 1], "BYTES")
             value.set_data_from_numpy(np.array([[each] for each in pictures], np.object_))
             try:
-                answer = client.infer("batches", [value])
+                answer = client.infer("batches.cpu", [value])
             except InferenceServerException as error:
                 return f"{error.status()} {error.message()}"
         return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
@@ -200,7 +200,9 @@ def test_pictures_in_detections_out(full: RealTriton, batches_cpu_model_path: Pa
             _assert_close(both, row, expected, local.contract.class_names)
     with pytest.raises(urllib.error.HTTPError) as refused:
         _post(
-            full, "batches", {"inputs": [{"name": "picture", "shape": [1, 1], "datatype": "BYTES", "data": ["none"]}]}
+            full,
+            "batches.cpu",
+            {"inputs": [{"name": "picture", "shape": [1, 1], "datatype": "BYTES", "data": ["none"]}]},
         )
     assert refused.value.code == 400
     assert "damaged or of an unknown format" in refused.value.read().decode()
@@ -222,7 +224,7 @@ def _assert_close(answer: dict[str, Any], row: int, expected: Detections, names:
 
 def test_a_stop_leaves_nothing(full: RealTriton) -> None:
     """By SIGTERM of the probe, as systemd sends it. Last of those that use this server."""
-    assert probe.probe(full.url) == ["batches"]
+    assert probe.probe(full.url) == ["batches.cpu"]
     assert full.leaks()
     full.process.terminate()
     assert full.process.wait(30) == 0
@@ -232,7 +234,7 @@ def test_a_stop_leaves_nothing(full: RealTriton) -> None:
 def test_a_killed_worker_is_noticed_and_the_server_ended(net: RealTriton, capsys: pytest.CaptureFixture[str]) -> None:
     """Triton itself goes on to call it ready. Last of those that use this server."""
     assert main(["triton", "--probe", net.url]) == 0
-    assert "batches, brief, planted answered" in capsys.readouterr().out
+    assert "batches.cpu, brief, planted answered" in capsys.readouterr().out
     assert len(net.stubs()) == 3
     for stub in net.stubs():
         stub.kill()

@@ -29,7 +29,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         if self._gate.exists():
-            inside = self._gate.with_suffix(".inside")
+            inside = self._gate.with_name(f"{self._gate.name}.inside")
             inside.touch()
             while self._gate.exists():
                 time.sleep(0.01)

@@ -1,6 +1,7 @@
 """The Triton server that nvidia-pytriton brings, on repositories that ``wnlb triton`` wrote, as they are.
 
-It has the python backend alone; ``stand_in.py`` stands in for onnxruntime's.
+Used by the tests and by ``bench_triton.py``. It has the python backend alone; ``triton_stand_in.py`` stands in for
+onnxruntime's. ``prepare_triton`` in ``environment.sh`` installs it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-triton"
 SITE = ENVIRONMENT / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 STUB = "triton_python_backend_stub"
-EXIT_S = 4
+EXIT_S = 2
 
 
 def missing() -> str:
@@ -95,8 +96,13 @@ class RealTriton:
 
 
 @contextmanager
-def started(repository: Path, folder: Path, watched: str) -> Iterator[RealTriton]:
-    """Start the server by its own probe, as systemd does, and wait until the watched model answered."""
+def started(repository: Path, folder: Path, watched: str, every_s: float = 0.3) -> Iterator[RealTriton]:
+    """Start the server by its own probe, as systemd does, and wait until the watched model answered.
+
+    Args:
+        folder: an empty one for what the server needs beside it.
+        every_s: from one probe to the next.
+    """
     backends, gates, shared = folder / "backends", folder / "gates", f"wnlb_{uuid.uuid4().hex[:8]}_"
     _lay_out(backends)
     gates.mkdir()
@@ -104,7 +110,14 @@ def started(repository: Path, folder: Path, watched: str) -> Iterator[RealTriton
         *_server(repository, backends, ports := _free_ports()),
         f"--backend-config=python,shm-region-prefix-name={shared}",
     ]
-    watching = [sys.executable, probe.__file__, f"--url=http://127.0.0.1:{ports[0]}", "--watch=0.3", watched, "--"]
+    watching = [
+        sys.executable,
+        probe.__file__,
+        f"--url=http://127.0.0.1:{ports[0]}",
+        f"--watch={every_s}",
+        watched,
+        "--",
+    ]
     with ExitStack() as stack:
         notices = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         notices.bind(str(folder / "notify"))
@@ -152,7 +165,7 @@ def _lay_out(backends: Path) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copy(server / "python_backend_stubs" / version / STUB, backends / "python")
     (backends / "onnxruntime").mkdir()
-    shutil.copy(Path(__file__).with_name("stand_in.py"), backends / "onnxruntime" / "model.py")
+    shutil.copy(Path(__file__).with_name("triton_stand_in.py"), backends / "onnxruntime" / "model.py")
 
 
 def _environment() -> dict[str, str]:
@@ -160,7 +173,7 @@ def _environment() -> dict[str, str]:
     libraries = [str(SITE / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR") or ""]
     path = f"{ENVIRONMENT / 'bin'}{os.pathsep}{os.environ['PATH']}"
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return {**kept, "PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries), "OMP_NUM_THREADS": "1"}
+    return {**kept, "PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
 
 
 def _free_ports() -> tuple[int, int, int]:
