@@ -49,7 +49,7 @@ def read_picture(path: Path | str, bits: int = 0, otherwise: int = 0) -> NDArray
 
 
 def decode_picture(data: bytes, path: Path | str, bits: int = 0, otherwise: int = 0) -> NDArray[np.uint8]:
-    """As ``read_picture``, of a file's bytes; ``path`` is what messages call it."""
+    """As ``read_picture``, of the bytes of a file; ``path`` is its name in messages."""
     if not data:
         raise PictureError(f"picture {path} is empty (0 bytes)")
     if _is_truncated(data):

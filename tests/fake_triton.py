@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-KINDS = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32}
+KINDS = {"UINT8": np.uint8, "INT32": np.int32, "FP16": np.float16, "FP32": np.float32}
 TRITON_TYPES = {np.dtype(kind).name: name for name, kind in KINDS.items()}
 
 

@@ -29,6 +29,10 @@ HEAVY = {
     "pycocotools",
     "tritonclient",
     "grpc",
+    "trackers",
+    "scipy",
+    "pyarrow",
+    "ray",
 }
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
@@ -41,17 +45,23 @@ ROOMS = {
     "export.graph": {"export"},
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
     "export.references": set(),  # what verification trusts shares no code with what it verifies
+    "runtime.deepstream": {"runtime"},
     "runtime.engine": {"runtime"},
-    "runtime.live": {"runtime"},
-    "runtime.profile": {"runtime", "runtime.engine"},
+    "runtime.labelling": {"runtime", "runtime.engine"},
+    "runtime.tracking": {"runtime"},
+    "runtime.live": {"runtime", "runtime.night", "runtime.tracking"},
+    "runtime.night": {"runtime", "runtime.report"},
+    "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
+    "runtime.report": {"runtime"},
     "runtime.serving": {"runtime", "runtime.engine"},
 }
-# Who loads the plugin library, and who brings attention into the form that is built; in functions.
+# Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.engine.engine": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
     "runtime.serving.repository": {"plugins.library"},  # to put it beside the engines that need it
+    "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
 

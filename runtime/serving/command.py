@@ -20,8 +20,8 @@ Write a model repository for NVIDIA's Triton Inference Server, and print the com
   wnlb run triton://server:8001/night rtsp://camera/night --serve 127.0.0.1:8080
   wnlb triton --probe http://server:8000             # exit code 1 where a model does not answer
 
---variant net (default): the file itself, in Triton's onnxruntime or tensorrt backend. predict, run, evaluate and
-profile take triton://HOST:8001/MODEL where they take a file; frames are prepared and masks pasted at the client.
+--variant net (default): the file itself, in Triton's onnxruntime or tensorrt backend. predict, run,
+evaluate, profile and label take triton://HOST:8001/MODEL where they take a file; the client prepares and pastes.
 --variant full: encoded pictures in (JPEG, PNG), boxes, scores, class names and masks as COCO RLE out, for slow links
 and clients without this package; needs this package in the container.
 

@@ -17,7 +17,13 @@ VARIANTS = ("net", "full")
 PICTURE = "picture"
 BACKENDS = {".onnx": "onnxruntime", ".engine": "tensorrt"}
 FILES = {".onnx": "model.onnx", ".engine": "model.plan"}
-_TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float32": "TYPE_FP32", "text": "TYPE_STRING"}
+_TYPES = {
+    "uint8": "TYPE_UINT8",
+    "int32": "TYPE_INT32",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+    "text": "TYPE_STRING",
+}
 
 
 @dataclass(frozen=True)
