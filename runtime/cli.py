@@ -30,6 +30,7 @@ COMMANDS = {
     "report": ("wnlb.runtime.night.command", "the page of a night that 'wnlb run --report' recorded"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
+    "triton": ("wnlb.runtime.serving.command", "serve models to many cameras with NVIDIA's Triton Inference Server"),
     "label": ("wnlb.runtime.labelling.command", "label pictures and videos by the million, for training"),
     "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness"),
     "compare": (
@@ -49,6 +50,8 @@ EXTRAS = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "cv2": "cpu",
+    "tritonclient": "triton",
+    "grpc": "triton",
     "pyarrow": "label",
     "fsspec": "label",
     "ray": "ray",

@@ -27,6 +27,8 @@ HEAVY = {
     "pycuda",
     "cuda",
     "pycocotools",
+    "tritonclient",
+    "grpc",
     "trackers",
     "scipy",
     "pyarrow",
@@ -51,12 +53,14 @@ ROOMS = {
     "runtime.night": {"runtime", "runtime.report"},
     "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
     "runtime.report": {"runtime"},
+    "runtime.serving": {"runtime", "runtime.engine"},
 }
 # Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.engine.engine": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
+    "runtime.serving.repository": {"plugins.library"},  # to put it beside the engines that need it
     "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }

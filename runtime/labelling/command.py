@@ -52,7 +52,7 @@ A picture that cannot be read is a row with the reason; the exit code is then 3.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", help="an .onnx of 'wnlb export' or an .engine of 'wnlb build'")
+    parser.add_argument("model", help="an .onnx of 'wnlb export', an .engine of 'build', or triton://HOST:8001/MODEL")
     parser.add_argument("source", help="folder, glob pattern (quoted), video, list, COCO file, or address for fsspec")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the labels")
     parser.add_argument("--images", type=Path, metavar="DIR", help="where the names of a list or COCO file start from")

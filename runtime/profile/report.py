@@ -22,7 +22,7 @@ class Row:
     """One model as one backend runs it. Times are milliseconds, memory is bytes."""
 
     name: str  # of the file
-    backend: str  # onnxruntime, tensorrt, tensorrt-rtx
+    backend: str  # onnxruntime, tensorrt, tensorrt-rtx, triton
     precision: str = ""
     attention: str = ""  # standard or plugin
     sha256: str = ""
