@@ -52,7 +52,8 @@ def _work(variant: Variant, row: Row) -> dict[str, Work]:
         contract = contract_of(model)
     except ModuleNotFoundError as error:
         raise MissingDependency("onnx is not installed: pip install 'wnlb-deploy[calibration]'") from error
-    in_parts = variant.path and variant.path.suffix == ".engine" and read_manifest(variant.path).mask_rows
+    path = variant.path if isinstance(variant.path, Path) else None
+    in_parts = path and path.suffix == ".engine" and read_manifest(path).mask_rows
     cut = split_masks(model, contract) if contract and in_parts else None
     if cut is None:
         return work_by_stage(model, row.batch, row.found if row.batch == 1 else 0)

@@ -104,6 +104,11 @@ def _read(path: Path, variant: str) -> Served:
             f"engine {path} is of TensorRT-RTX, which Triton has no backend for; build it with --target tensorrt, or "
             "serve it with --variant full"
         )
+    if variant == "net" and manifest.mask_rows:
+        raise WnlbError(
+            f"engine {path} holds two networks, and Triton runs one; build it with --mask-rows all, or serve it with "
+            "--variant full"
+        )
     return Served(path, path.stem, contract, manifest)
 
 

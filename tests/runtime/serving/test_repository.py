@@ -144,6 +144,8 @@ def test_engines_that_do_not_fit(engine: Callable[..., Path], tmp_path: Path, wn
 
     rtx = engine("rtx", library="tensorrt-rtx", version="1.7.1")
     assert "TensorRT-RTX, which Triton has no backend for" in refused(rtx)
+    parts = engine("parts", options={"masks": {"at": 3, "rows": [8, 100]}})
+    assert "holds two networks, and Triton runs one; build it with --mask-rows all" in refused(parts)
     assert "TensorRT 10.13.2.6 and 10.9.0.34 do not fit one server" in refused(
         engine(), engine("b", version="10.9.0.34")
     )
