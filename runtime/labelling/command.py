@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     work.add_argument("--threads", type=int, default=0, metavar="N", help="of a worker (default: cores / workers)")
     work.add_argument(
-        "--address", help="do it on Ray: local, auto, HOST:PORT or ray://HOST:10001 (default: processes, without Ray)"
+        "--address", help="do it on Ray: local, HOST:PORT or ray://HOST:10001 (default: processes, without Ray)"
     )
     work.add_argument(
         "--block",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import socket
 import tempfile
 from dataclasses import replace
@@ -31,7 +32,7 @@ class Cluster:
     """See ``Crew``.
 
     Args:
-        address: ``local``, ``auto``, ``HOST:PORT`` or ``ray://HOST:10001``.
+        address: ``local``, ``HOST:PORT`` or ``ray://HOST:10001``.
 
     Raises:
         WnlbError: Ray is not installed, or no cluster answers.
@@ -209,6 +210,8 @@ def _ours(error: Any) -> Exception:
     cause = getattr(error, "cause", None)
     if isinstance(cause, WnlbError):
         return cause
+    if found := re.search(r"wnlb\.runtime\.errors\.\w+: (.+)", str(error)):  # of a worker that could not begin
+        return WnlbError(found[1])
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     told = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(error).__name__)
     return WnlbError(f"a worker cannot work: {told.strip()}; is the same wnlb-deploy installed on each machine?")

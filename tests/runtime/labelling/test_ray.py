@@ -68,4 +68,6 @@ def test_what_a_cluster_cannot_do_is_one_line(
     words = ["label", planted_model_path, tmp_path / "in", "-o", tmp_path / "out", "--address"]
     many = wnlb(*words, "local", "--threads", "1000", "--device", "cpu")
     assert "a worker of 1000 threads needs 1000 cores, the cluster has" in many.refused()
+    none = wnlb("label", tmp_path / "in/a.png", tmp_path / "in", "-o", tmp_path / "out", "--address", "local")
+    assert "a.png has the suffix '.png'; expected .onnx or .engine" in none.refused()
     assert "--address 127.0.0.1:9: no Ray cluster answers" in wnlb(*words, "127.0.0.1:9").refused()
