@@ -22,7 +22,12 @@ COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
     "convert": ("wnlb.calibration.precision.command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.engine.command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
+    "deepstream": (
+        "wnlb.runtime.deepstream.command",
+        "a folder that NVIDIA DeepStream runs: file, parser, configurations",
+    ),
     "run": ("wnlb.runtime.live.command", "a camera, stream or video in real time, with a live page"),
+    "report": ("wnlb.runtime.night.command", "the page of a night that 'wnlb run --report' recorded"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
     "label": ("wnlb.runtime.labelling.command", "label pictures and videos by the million, for training"),

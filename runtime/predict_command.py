@@ -27,8 +27,16 @@ from wnlb.runtime.live.window import Window
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
-from wnlb.runtime.source import Frame, Source, open_source
+from wnlb.runtime.source import PICTURES_FPS, Frame, Source, open_source
 from wnlb.runtime.table import table
+from wnlb.runtime.tracking.arguments import (
+    add_tracking_arguments,
+    check_tracking_arguments,
+    make_tracks,
+    predicted_score,
+)
+from wnlb.runtime.tracking.mot import MotLines
+from wnlb.runtime.tracking.tracks import Tracks
 
 STAGES = ("read", "prepare", "infer", "paste", "write")
 JPEG_SIDE = 65500  # of libjpeg; the format itself ends at 65535
@@ -40,6 +48,11 @@ detections.json, in COCO's format with run-length encoded masks.
   wnlb predict model.onnx 'night/**/*.png' -o out/ --score-threshold 0.3
   wnlb predict model.onnx drive.mp4 -o out/
   wnlb predict model.onnx 0 -o out/ --show         # camera 0, until Ctrl-C or q
+  wnlb predict model.onnx drive.mp4 -o out/ --track --zone 'gate=0,200 320,200'
+
+With --track what is one object has one number, in the overlay, in detections.json (COCO-VID) and in tracks.txt
+(MOTChallenge); pictures of a folder are taken as frames, 25 a second. --zone counts who comes into an area or
+crosses a line.
 """
 
 
@@ -65,16 +78,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--show", action="store_true", help="also show each overlay in a window; q ends")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_tracking_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    zones = check_tracking_arguments(arguments)
     window = Window("leave it out and look at the written overlays") if arguments.show else None
     source = open_source(arguments.source, arguments.bits)
     output: Path = arguments.output
     _prepare_output(output, source)
-    options = {"score_threshold": arguments.score_threshold, "device": arguments.device, "threads": arguments.threads}
+    score = predicted_score(arguments)
+    options = {"score_threshold": score, "device": arguments.device, "threads": arguments.threads}
     with Predictor(arguments.model, trust=arguments.trust, **options) as predictor:
-        session = _Session(predictor, source, output, window)
+        tracks = make_tracks(arguments, zones, predictor.contract.class_names, source.fps)
+        session = _Session(predictor, source, output, window, tracks)
         hidden = arguments.quiet or None  # None: where stderr is no terminal
         bar = tqdm(total=len(source) or None, unit="frame", disable=hidden, file=sys.stderr, leave=False)
         with bar:
@@ -105,9 +122,13 @@ def run(arguments: argparse.Namespace) -> int:
 class _Session:
     """One run over a source: predicts, writes, and keeps account."""
 
-    def __init__(self, predictor: Predictor, source: Source, output: Path, window: Window | None) -> None:
+    def __init__(
+        self, predictor: Predictor, source: Source, output: Path, window: Window | None, tracks: Tracks | None
+    ) -> None:
         self.predictor, self.source, self.output, self.window = predictor, source, output, window
-        self.document = CocoDocument(predictor.contract.class_names)
+        self.tracks, self.mot = tracks, MotLines()
+        video = (next(iter(source.paths), "camera"), source.fps or PICTURES_FPS) if tracks else None
+        self.document = CocoDocument(predictor.contract.class_names, video)
         self.failures: list[str] = []
         self.unwritten = 0  # of the failures
         self.frame_sizes: list[tuple[int, int]] = []
@@ -134,7 +155,8 @@ class _Session:
                 if frame.pixels is None or detections is None:
                     self.failures.append(frame.error)
                 else:
-                    self._write_timed(frame.name, frame.pixels, detections)
+                    found = self.tracks.update(detections, frame.at_s) if self.tracks else detections
+                    self._write_timed(frame.name, frame.pixels, found)
                 yield frame.name
         self._ended = True
 
@@ -163,6 +185,8 @@ class _Session:
         names = self.predictor.contract.class_names
         try:
             overlay = draw(pixels, detections, names)
+            if self.tracks:
+                self.tracks.draw(overlay, detections)
             self._write_overlay(name, overlay)
         except (WnlbError, cv2.error, MemoryError) as error:
             if self.source.is_video or (isinstance(error, WnlbError) and ends_all(error)):
@@ -171,6 +195,7 @@ class _Session:
             self.failures.append(str(error) if told else f"overlay of picture {name} cannot be drawn: {error}")
             self.unwritten += 1
             return
+        self.mot.add(len(self.frame_sizes), detections)
         self.document.add(name, detections)
         self.frame_sizes.append((pixels.shape[0], pixels.shape[1]))
         self.found.update(names[label - 1] for label in detections.labels.tolist())
@@ -194,6 +219,9 @@ class _Session:
         if self.frame_sizes or not self.failures:
             with atomic_path(self.output / "detections.json") as temporary:
                 temporary.write_text(self.document.to_json())
+            if self.tracks:
+                with atomic_path(self.output / "tracks.txt") as temporary:
+                    temporary.write_text(self.mot.to_text())
 
     def abandon(self) -> None:
         """After an error: no half video, no half detections.json."""
@@ -227,15 +255,18 @@ class _Session:
             1e3 * (time.perf_counter() - self._started) / max(frames, 1)
         )  # less than the stages together: they overlap
         counts = {"read": len(self.failures) - self.unwritten, "written": self.unwritten}
+        told = [self.tracks.summary(), ""] if self.tracks else []
+        written = "overlays, detections.json and tracks.txt" if self.tracks else "overlays and detections.json"
         failed = "".join(f", {count} could not be {what}" for what, count in counts.items() if count)
         return "\n".join(
             [
                 f"{frames} frame{'s' * (frames != 1)}{failed}; detections: {classes}",
                 self.predictor.backend.description,
                 "",
+                *told,
                 table(("stage", "median ms", "mean ms", "max ms"), [*rows, ("whole frame", "", f"{whole:.1f}", "")]),
                 "",
-                f"overlays and detections.json are in {output}/",
+                f"{written} are in {output}/",
             ]
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import math
 import os
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from wnlb.runtime.pictures import OTHER_SUFFIXES, PICTURE_SUFFIXES, highest_of, 
 from wnlb.runtime.text_file import read_lines
 
 LAST_CAMERA = 255
+PICTURES_FPS = 25.0  # of pictures that are frames of something
 LOOKED_AT = 16  # pictures of a source, for the bits of its camera
 
 
@@ -33,6 +35,7 @@ class Frame:
     name: str  # of the picture file, from the folder that all have in common; or VIDEO_000042
     pixels: NDArray[np.uint8] | None  # uint8 BGR [h, w, 3]
     error: str = ""
+    at_s: float = 0.0  # when it was captured: seconds, of a camera by the machine's clock; of pictures 25 are a second
 
 
 class PictureSource:
@@ -61,11 +64,12 @@ class PictureSource:
 
     def __iter__(self) -> Iterator[Frame]:
         found = self.bits_found()
-        for name, path in self.paths.items():
+        for number, (name, path) in enumerate(self.paths.items()):
+            at_s = number / PICTURES_FPS
             try:
-                yield Frame(name, read_picture(path, self._bits, found))
+                yield Frame(name, read_picture(path, self._bits, found), at_s=at_s)
             except PictureError as error:
-                yield Frame(name, None, str(error))
+                yield Frame(name, None, str(error), at_s)
 
     def bits_found(self) -> int:
         """What some of the pictures, taken evenly, prove of all; 0 where none of them has more than 8 bits, or where
@@ -127,14 +131,23 @@ class VideoSource:
         What lies before is decoded and left out: to seek is inexact in many containers. There is no way back
         (``position``).
         """
+        at_s = -math.inf
         while self.position < first and self._capture.grab():
             self.position += 1
         while self.position >= first and (stop is None or self.position < stop):
             read, pixels = self._capture.read()
             if not read:
                 break
+            at_s = self._time_of(self.position, at_s)
             self.position += 1
-            yield Frame(f"{self._name}_{self.position - 1:06d}", np.asarray(pixels, np.uint8))
+            yield Frame(f"{self._name}_{self.position - 1:06d}", np.asarray(pixels, np.uint8), at_s=at_s)
+
+    def _time_of(self, number: int, last_s: float) -> float:
+        """Of the frame just read: as the file states it, for rates vary; where it states none, by its rate."""
+        if not self.paths:
+            return time.perf_counter()
+        stated = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1e3
+        return stated if last_s < stated < math.inf else max(number, last_s * self.fps + 1) / self.fps
 
 
 Source = PictureSource | VideoSource

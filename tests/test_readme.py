@@ -34,6 +34,7 @@ ORDER = (
     "evaluate",
     "compare",
     "build",
+    "deepstream",
     "inspect",
     "run",
     "profile",
@@ -87,6 +88,7 @@ def test_commands_run_as_they_stand(
             continue  # the network
         if words[1] == "scenes":
             words += ["--count", "4", "--size", "64x96"]
+            words += ["--frames", "4"] if "--video" in words else []
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
         if words[1] == "export":
             words += [
@@ -133,7 +135,7 @@ def test_python_examples_run(folder: Path, small_model_path: Path, monkeypatch: 
     }
     names = {"images": [torch.rand(3, 64, 64)] * 2, "targets": [target] * 2}
     examples = blocks("python")
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         if "wnlb_maskrcnn(" in example:  # torchvision enlarges to 800 px by default: more than a test should wait for
             example = example.replace(
