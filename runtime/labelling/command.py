@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             stack.callback(crew.close)
             with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of its own of workers that died
                 job = _label(job, settings, inputs, crew, arguments)
-        with _bar(arguments, (1 + ("coco" in formats)) * len(formats) * job.pictures, "write") as bar:
+        with _bar(arguments, (len(formats) + ("coco" in formats)) * job.pictures, "write") as bar:
             write_formats(job, formats, arguments.min_score, bar.update)
         listed = write_review(job, arguments.review, arguments.min_score, against) if arguments.review else 0
         return _tell(job, formats, listed, arguments)
