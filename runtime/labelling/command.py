@@ -44,7 +44,7 @@ SOURCE is a folder of pictures, a glob pattern, a video, a list (.txt), a COCO f
 Whatever ends it (Ctrl-C, a full disk, a power cut), the same command again does the rest: no picture twice, none left
 out. What each picture gave lies in labels/shards/*.parquet; from there come detections.json (COCO) and the other
 formats, and review.csv, the pictures most worth a person's look. A finished job is written anew with another
---format, --min-score, --review or --against in seconds, without the model being run.
+--format, --min-score, --review or --against without the model being run.
 
 A picture that cannot be read is a row with the reason; the exit code is then 3.
 """
