@@ -180,7 +180,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": sha256_of(model) if Path(model).is_file() else model,
         "source": source if "://" in source else os.path.abspath(source),
         "remote": source if "://" in source else "",
-        "images": str(arguments.images or ""),
+        "images": os.path.abspath(arguments.images) if arguments.images else "",
         "bits": arguments.bits,
         "lowest_score": LOWEST_SCORE,
     }
