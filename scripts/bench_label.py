@@ -24,6 +24,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from counts import from_
+
 from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.runtime.errors import WnlbError, exit_code
 from wnlb.runtime.geometry import parse_size
@@ -74,12 +76,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--size", default="320x320", metavar="HxW", help="of the pictures (default: 320x320)")
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--few", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=from_(2), default=200)
+    parser.add_argument("--few", type=from_(1), default=20)
+    parser.add_argument("--rounds", type=from_(1), default=3)
     arguments = parser.parse_args()
-    if not 0 < arguments.few < arguments.count or arguments.rounds < 1:
-        raise WnlbError("expected 0 < --few < --count, and --rounds from 1 up")
+    if arguments.few >= arguments.count:
+        raise WnlbError(f"--few is {arguments.few}, --count {arguments.count}; expected fewer than --count")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for count in (arguments.few, arguments.count):
