@@ -55,7 +55,8 @@ ROOMS = {
 # Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
-    "runtime.engine.engine": {"plugins.library"},
+    "runtime.engine.network": {"export.onnx_file.fuse"},
+    "runtime.engine.opening": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
     "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
