@@ -58,7 +58,8 @@ ROOMS = {
 # Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
-    "runtime.engine.engine": {"plugins.library"},
+    "runtime.engine.network": {"export.onnx_file.fuse"},
+    "runtime.engine.opening": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
     "runtime.serving.repository": {"plugins.library"},  # to put it beside the engines that need it
     "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
