@@ -29,7 +29,8 @@ from wnlb.runtime.errors import Unavailable, WnlbError
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.serving import probe
 
-pytestmark = pytest.mark.skipif(bool(real_triton.missing()), reason=real_triton.missing())
+MISSING = real_triton.missing()
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 LIMIT_S = 100
 NOTHING = [  # a black frame
     {"name": "image", "shape": [1, 64, 96, 3], "datatype": "UINT8", "data": [0] * (64 * 96 * 3)},
