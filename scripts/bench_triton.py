@@ -95,12 +95,12 @@ class _Ways:
     names = ("local", "net", "full")
 
     def __init__(self, model: Path, servers: dict[str, real_triton.RealTriton], stack: contextlib.ExitStack) -> None:
-        self._model, self._servers, self._stack = model, servers, stack
+        self.model, self.servers, self._stack = model, servers, stack
 
     def open(self, name: str) -> Way:
         if name == "full":
             return self._full()
-        address = str(self._model) if name == "local" else self._servers["net"].address(self._model.stem)
+        address = str(self.model) if name == "local" else self.servers["net"].address(self.model.stem)
         device = {"device": "cpu"} if name == "local" else {}
         predictor = self._stack.enter_context(Predictor(model_of(address), score_threshold=SCORE, **device))
 
@@ -112,18 +112,18 @@ class _Ways:
     def ask_full(self, client: Any, jpeg: bytes) -> Any:
         value = triton.InferInput("picture", [1, 1], "BYTES")
         value.set_data_from_numpy(np.array([[jpeg]], np.object_))
-        return client.infer(self._model.stem, [value])
+        return client.infer(self.model.stem, [value])
 
     def client(self) -> Any:
-        return self._stack.enter_context(triton.InferenceServerClient(f"127.0.0.1:{self._servers['full'].ports[1]}"))
+        return self._stack.enter_context(triton.InferenceServerClient(f"127.0.0.1:{self.servers['full'].ports[1]}"))
 
     def cpu_seconds(self, name: str) -> float:
         """Of this process and, for a way over a server, of all of that server's."""
         own = sum(os.times()[:2])
-        return own + (sum(map(_cpu, self._processes(name))) if name in self._servers else 0.0)
+        return own + (sum(map(_cpu, self._processes(name))) if name in self.servers else 0.0)
 
     def _processes(self, name: str) -> list[psutil.Process]:
-        return psutil.Process(self._servers[name].process.pid).children(recursive=True)
+        return psutil.Process(self.servers[name].process.pid).children(recursive=True)
 
     def _full(self) -> Way:
         client = self.client()
@@ -170,7 +170,7 @@ def _interleaved(ways: _Ways, jpegs: list[bytes], rounds: int) -> str:
 
 def _bytes(ways: _Ways, jpegs: list[bytes]) -> str:
     """What crosses the network for a picture, without gRPC's own few bytes."""
-    predictor = Predictor(model_of(ways._servers["net"].address(ways._model.stem)))
+    predictor = Predictor(model_of(ways.servers["net"].address(ways.model.stem)))
     with predictor:
         contract = predictor.contract
         there, back = (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from wnlb.runtime.engine.manifest import LIBRARIES
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnxruntime_backend import DEVICES
+from wnlb.runtime.served_model import PORT, ServedModel
 from wnlb.runtime.serving import probe
 from wnlb.runtime.serving.config import VARIANTS, Queue
 from wnlb.runtime.serving.repository import How, Served, read_models, start_of, write_repository
-from wnlb.runtime.serving.starting import COMPOSE, CONTAINER, DOCKERFILE, MATRIX, UNIT, Start, as_line
+from wnlb.runtime.serving.starting import COMPOSE, CONTAINER, MATRIX, UNIT, Start, as_line
 
 _DESCRIPTION = """\
 Write a model repository for NVIDIA's Triton Inference Server, and print the command that starts it.
@@ -78,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     how = How(arguments.variant, arguments.device, arguments.instances, arguments.score_threshold, queue)
     models = read_models(arguments.models, how.variant)
     engine = next((model for model in models if model.manifest), None)
-    if engine and engine.manifest and not arguments.container:
+    if how.variant == "net" and engine and engine.manifest and not arguments.container:
         raise WnlbError(
             f"engine {engine.path} needs the container with TensorRT {engine.manifest.version}; look it up in {MATRIX} "
             "and name it, e.g. --container 25.08"
@@ -102,25 +104,24 @@ def _summary(models: list[Served], how: How, start: Start, output: Path) -> str:
     lines = [f"{output}: {len(models)} model{'s' * (len(models) != 1)}, variant {how.variant}"]
     for model in models:
         where = "GPU" if how.on_gpu(model) else "CPU"
-        address = f"triton://{host}:8001/{model.name}" if how.variant == "net" else f"{model.name}: pictures in"
+        address = ServedModel(host, PORT, model.name) if how.variant == "net" else f"{model.name}: pictures in"
         lines.append(f"  {address}  ({model.path.name}, {where}, {model.contract.batch_text} frames a run)")
     for model in models:
         if model.manifest:
-            at = model.manifest.compute_capability
-            lines.append(f"{model.path.name} needs TensorRT {model.manifest.version}" + (f" and SM {at}" if at else ""))
+            library, at = LIBRARIES[model.manifest.library], model.manifest.compute_capability
+            needs = f"{library} {model.manifest.version}" + (f" and SM {at}" if at else "")
+            lines.append(f"{model.path.name} needs {needs}")
     if how.variant == "net" and any(model.manifest is None and not how.on_gpu(model) for model in models):
         lines.append(
-            "on a CPU, Triton's onnxruntime backend computes with denormal numbers, which makes frames with lamps "
-            "slower than 'wnlb predict'; --variant full does not"
+            "on a CPU, Triton's onnxruntime backend cannot flush denormal numbers, which can make frames with lamps "
+            "several times slower than 'wnlb predict'; --variant full can"
         )
     lines.append("start it:")
     if start.python:
-        lines.append(f"  pip wheel --no-deps -w {output} CHECKOUT_OF_WNLB_DEPLOY")
-        lines.append(f"  docker build -t {start.image} -f {output / DOCKERFILE} {output}")
-    lines += [f"  {as_line(start.docker(output))}", "or, started again where a model does not answer:"]
-    lines += [
-        f"  docker compose -f {output / COMPOSE} up -d",
-        f"  sudo systemctl enable --now {output.resolve() / UNIT}",
-    ]
+        lines.append("  " + as_line(["pip", "wheel", "--no-deps", "-w", str(output), "CHECKOUT_OF_WNLB_DEPLOY"]))
+        lines.append("  " + as_line(["docker", "build", "-t", start.image, str(output)]))
+    lines += ["  " + as_line(start.docker(output)), "or, started again where a model does not answer:"]
+    lines.append("  " + as_line(["docker", "compose", "-f", str(output / COMPOSE), "up", "-d"]))
+    lines.append("  " + as_line(["sudo", "systemctl", "enable", "--now", str(output.resolve() / UNIT)]))
     lines.append("nothing of it is encrypted or asks for a password: keep it to networks that you trust")
     return "\n".join(lines)

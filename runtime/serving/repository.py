@@ -26,6 +26,7 @@ from wnlb.runtime.serving.starting import COMPOSE, DOCKERFILE, PROBE, UNIT, Star
 
 VERSION = "1"
 PLUGIN = "libwnlb_plugins.so"
+RTX = ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # fits URLs, folders and Triton
 
 
@@ -119,10 +120,25 @@ def start_of(models: Sequence[Served], how: How, container: str, listen: str) ->
         container,
         any(how.on_gpu(model) for model in models),
         how.variant == "full",
-        PLUGIN if how.variant == "net" and any(manifest.plugin_sha256 for manifest in manifests) else "",
-        next((manifest.version for manifest in manifests), ""),
+        PLUGIN if any(manifest.plugin_sha256 for manifest in manifests) else "",
+        _packages(models, how),
         listen,
     )
+
+
+def _packages(models: Sequence[Served], how: How) -> tuple[str, ...]:
+    """What of PyPI runs these models in Python."""
+    found: list[str] = []
+    for model in models:
+        if model.manifest is None:
+            found.append("onnxruntime-gpu" if how.on_gpu(model) else "onnxruntime")
+        else:
+            names = ("tensorrt",) if model.manifest.library == "tensorrt" else RTX
+            found += [*(f"{name}=={model.manifest.version}" for name in names), "cuda-python"]
+    kept = dict.fromkeys(found)
+    if "onnxruntime-gpu" in kept:  # it runs on a CPU too, and only one of the two may be installed
+        kept.pop("onnxruntime", None)
+    return tuple(kept)
 
 
 def write_repository(models: Sequence[Served], how: How, start: Start, output: Path, overwrite: bool = False) -> None:

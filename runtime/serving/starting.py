@@ -26,7 +26,7 @@ class Start:
     gpu: bool
     python: bool  # whether a model is of ``--variant full``
     plugin: str = ""  # file name of the plugin library in the repository
-    tensorrt: str = ""  # version that engines need
+    packages: tuple[str, ...] = ()  # of Python, that run the models of ``--variant full``
     listen: str = "127.0.0.1"  # address that the ports are bound to
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Start:
         """The command inside the container."""
         words = ["tritonserver", f"--model-repository={_MODELS}", "--disable-auto-complete-config"]
         words += [f"--exit-timeout-secs={_EXIT_S}"]
-        if self.plugin:
+        if self.plugin and not self.python:
             words.append(f"--backend-config=tensorrt,plugins={_MODELS}/{self.plugin}")
         return words
 
@@ -117,17 +117,15 @@ services:
 
     def dockerfile(self) -> str:
         """The container with this package in it, for ``--variant full``; its wheel lies beside the file."""
-        packages = ["onnxruntime-gpu" if self.gpu else "onnxruntime"]
-        if self.tensorrt:
-            packages = [f"tensorrt=={self.tensorrt}", "cuda-python"]
+        plugin = f"ENV WNLB_PLUGIN_LIBRARY={_MODELS}/{self.plugin}\n" if self.plugin else ""
         return f"""\
 FROM nvcr.io/nvidia/tritonserver:{self.container}-py3
 # NumPy below 2: with it Triton's python backend gave empty tensors without an error (2.51).
 RUN pip install --no-cache-dir --break-system-packages 'numpy<2' 'opencv-python-headless<4.12' pycocotools tqdm \\
-    {" ".join(packages)}
+    {" ".join(self.packages)}
 COPY wnlb_deploy-*.whl /tmp/
 RUN pip install --no-cache-dir --break-system-packages --no-deps /tmp/wnlb_deploy-*.whl
-"""
+{plugin}"""
 
     def _published(self, port: int) -> str:
         host = f"[{self.listen}]" if ":" in self.listen else self.listen

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from wnlb.runtime.errors import Unavailable, WnlbError
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.serving import probe
 
-pytestmark = pytest.mark.skipif(bool(real_triton.missing()), reason=real_triton.missing())
-LIMIT_S = 60
+MISSING = real_triton.missing()
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+LIMIT_S = 100
 NOTHING = [  # a black frame
     {"name": "image", "shape": [1, 64, 96, 3], "datatype": "UINT8", "data": [0] * (64 * 96 * 3)},
     {"name": "content", "shape": [1, 2], "datatype": "INT32", "data": [0, 0]},
@@ -51,36 +53,40 @@ def hard_limit() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def net(
+def servers(
     tmp_path_factory: pytest.TempPathFactory,
     brief_model_path: Path,
     batches_cpu_model_path: Path,
     planted_model_path: Path,
-) -> Iterator[RealTriton]:
+) -> Iterator[Callable[[str], RealTriton]]:
+    """The server of a variant, started when it is first asked for, and again where a test has ended it."""
+    running: dict[str, RealTriton] = {}
+    models = {
+        "net": (brief_model_path, batches_cpu_model_path, planted_model_path, "--device", "cpu", "--max-queue", 2),
+        "full": (batches_cpu_model_path, "--variant", "full", "--score-threshold", 0.1),
+    }
+    watched = {"net": "planted", "full": "batches.cpu"}
+    with ExitStack() as stack:
+
+        def server(variant: str) -> RealTriton:
+            if variant not in running or running[variant].process.poll() is not None:
+                folder = tmp_path_factory.mktemp(variant)
+                assert main(["triton", *map(str, models[variant]), "-o", str(folder / "repository")]) == 0
+                running[variant] = stack.enter_context(started(folder / "repository", folder, watched[variant]))
+            return running[variant]
+
+        yield server
+
+
+@pytest.fixture
+def net(servers: Callable[[str], RealTriton]) -> RealTriton:
     """brief: one frame a run; batches.cpu: one to five; planted: two, which is what the probe watches. Two may wait."""
-    folder = tmp_path_factory.mktemp("net")
-    words = [
-        "triton",
-        brief_model_path,
-        batches_cpu_model_path,
-        planted_model_path,
-        "--device",
-        "cpu",
-        "--max-queue",
-        2,
-    ]
-    assert main([*map(str, [*words, "-o", folder / "repository"])]) == 0
-    with started(folder / "repository", folder, "planted") as server:
-        yield server
+    return servers("net")
 
 
-@pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory, batches_cpu_model_path: Path) -> Iterator[RealTriton]:
-    folder = tmp_path_factory.mktemp("full")
-    words = ["triton", batches_cpu_model_path, "--variant", "full", "--score-threshold", "0.1"]
-    assert main([*map(str, [*words, "-o", folder / "repository"])]) == 0
-    with started(folder / "repository", folder, "batches.cpu") as server:
-        yield server
+@pytest.fixture
+def full(servers: Callable[[str], RealTriton]) -> RealTriton:
+    return servers("full")
 
 
 def frames(count: int) -> list[np.ndarray]:
@@ -223,7 +229,7 @@ def _assert_close(answer: dict[str, Any], row: int, expected: Detections, names:
 
 
 def test_a_stop_leaves_nothing(full: RealTriton) -> None:
-    """By SIGTERM of the probe, as systemd sends it. Last of those that use this server."""
+    """By SIGTERM of the probe, as systemd sends it."""
     assert probe.probe(full.url) == ["batches.cpu"]
     assert full.leaks()
     full.process.terminate()
@@ -232,7 +238,7 @@ def test_a_stop_leaves_nothing(full: RealTriton) -> None:
 
 
 def test_a_killed_worker_is_noticed_and_the_server_ended(net: RealTriton, capsys: pytest.CaptureFixture[str]) -> None:
-    """Triton itself goes on to call it ready. Last of those that use this server."""
+    """Triton itself goes on to call it ready."""
     assert main(["triton", "--probe", net.url]) == 0
     assert "batches.cpu, brief, planted answered" in capsys.readouterr().out
     assert len(net.stubs()) == 3

@@ -113,9 +113,13 @@ def test_engines(engine: Callable[..., Path], tmp_path: Path, wnlb_here: Command
     assert "night.engine needs TensorRT 10.13.2.6 and SM 8.9" in ran.out
     assert (output / "night" / "1" / "model.plan").read_bytes() == b"night"
     assert read_config(output / "night" / "config.pbtxt").max_batch_size == 8
-    ran = wnlb_here("triton", path, "-o", output, "--container", "25.08", "--variant", "full", "--overwrite")
+    ran = wnlb_here("triton", path, "-o", output, "--variant", "full", "--overwrite")  # brings its own TensorRT
     assert {"night/1/model.engine", "night/1/model.engine.json"} <= set(contents(output))
-    assert "tensorrt==10.13.2.6" in (output / "Dockerfile").read_text()
+    assert "tensorrt==10.13.2.6 cuda-python" in (output / "Dockerfile").read_text()
+    rtx = engine("rtx", library="tensorrt-rtx", version="1.7.1")
+    ran = wnlb_here("triton", rtx, "-o", output, "--variant", "full", "--overwrite")
+    assert "rtx.engine needs TensorRT-RTX 1.7.1" in ran.out
+    assert "tensorrt-rtx-cu13-libs==1.7.1 tensorrt-rtx-cu13-bindings==1.7.1" in (output / "Dockerfile").read_text()
 
 
 def test_the_plugin_library_goes_along(
@@ -133,9 +137,13 @@ def test_the_plugin_library_goes_along(
     monkeypatch.setattr(library, "load", load)
     ran = wnlb_here("triton", path, "-o", output, "--container", "25.08")
     assert ran.code == 0, ran.err
-    assert asked == [sha256_of(plugin)]
+    assert set(asked) == {sha256_of(plugin)}
     assert (output / "libwnlb_plugins.so").read_bytes() == b"plugin"
     assert "--backend-config=tensorrt,plugins=/models/libwnlb_plugins.so" in ran.out
+    ran = wnlb_here("triton", path, "-o", output, "--variant", "full", "--overwrite")
+    assert "--backend-config" not in ran.out
+    assert (output / "libwnlb_plugins.so").read_bytes() == b"plugin"
+    assert "ENV WNLB_PLUGIN_LIBRARY=/models/libwnlb_plugins.so" in (output / "Dockerfile").read_text()
 
 
 def test_engines_that_do_not_fit(engine: Callable[..., Path], tmp_path: Path, wnlb_here: Command) -> None:
