@@ -30,12 +30,12 @@ COMMANDS = {
     "report": ("wnlb.runtime.night.command", "the page of a night that 'wnlb run --report' recorded"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
-    "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness"),
+    "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness; tracks"),
     "compare": (
         "wnlb.calibration.comparison.command",
         "models side by side, from the first drifting tensor to pictures",
     ),
-    "scenes": ("wnlb.calibration.scenes.command", "write synthetic night scenes with COCO annotations"),
+    "scenes": ("wnlb.calibration.scenes.command", "write synthetic night scenes or videos with COCO annotations"),
     "darken": ("wnlb.calibration.scenes.darken_command", "render a daylight COCO set dark"),
     "inspect": ("wnlb.runtime.inspect_command", "show what a model file or an engine holds"),
     "doctor": ("wnlb.runtime.doctor_command", "what this machine can do, and what to install for the rest"),
@@ -48,6 +48,7 @@ EXTRAS = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "cv2": "cpu",
+    "trackers": "track",
 }
 EXAMPLES = """\
 from a checkpoint to the night, in five commands:

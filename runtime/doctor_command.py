@@ -79,6 +79,7 @@ def examine() -> Iterator[Finding]:
         ("display", _display),
         ("export", lambda: _packages("export", "torch", "torchvision", "onnx", "onnxscript", "safetensors")),
         ("convert", lambda: _packages("calibration", "onnx", "matplotlib")),
+        ("track", lambda: _packages("track", "trackers", "supervision")),
     ):
         yield _looked(what, look)
     yield from _evidence()

@@ -18,7 +18,7 @@ import numpy as np
 from wnlb.calibration.labels.labels import Id, Image, Labels
 from wnlb.runtime.darkness import darkness_bin
 from wnlb.runtime.detections import Detections
-from wnlb.runtime.errors import MissingDependency, WnlbError
+from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.tracking.tracker import SHOWN_SCORE, BufferedIouTracker, Tracker, TrackerOptions
 
 _Frame = tuple[np.ndarray, np.ndarray, np.ndarray]  # true ids, found ids, IoU [true, found]
@@ -185,30 +185,22 @@ class _Sums:
 
     @classmethod
     def of(cls, frames: Sequence[_Frame]) -> _Sums:
-        metrics = _metrics()
-        columns = [list(column) for column in zip(*frames, strict=True)]
+        from trackers import eval as metrics
+
+        true, found, overlap = (list(column) for column in zip(*frames, strict=True))
         return cls(
-            metrics.compute_hota_metrics(*columns),
-            metrics.compute_identity_metrics(*columns),
-            metrics.compute_clear_metrics(*columns),
+            metrics.compute_hota_metrics(true, found, overlap),
+            metrics.compute_identity_metrics(true, found, overlap),
+            metrics.compute_clear_metrics(true, found, overlap),
         )
 
     @staticmethod
     def figures(sums: Sequence[_Sums]) -> TrackFigures:
-        metrics = _metrics()
+        from trackers import eval as metrics
+
         hota = metrics.aggregate_hota_metrics([each._all[0] for each in sums])
         identity = metrics.aggregate_identity_metrics([each._all[1] for each in sums])
         clear = metrics.aggregate_clear_metrics([each._all[2] for each in sums])
         parts = (hota["HOTA"], hota["DetA"], hota["AssA"], identity["IDF1"], clear["MOTA"])
         whole, detection, association, idf1, mota = (float(100 * part) for part in parts)
         return TrackFigures(whole, detection, association, idf1, mota, int(clear["IDSW"]))
-
-
-def _metrics() -> Any:
-    try:
-        import trackers.eval
-    except ImportError as error:
-        raise MissingDependency(
-            f"scores of tracks need {error.name or 'trackers'}; it is not installed: pip install 'wnlb-deploy[track]'"
-        ) from error
-    return trackers.eval
