@@ -90,8 +90,8 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
     graph.add_argument(
         "--masks",
         choices=MASKS,
-        default=defaults["masks"],
-        help="box: 28x28 probabilities in each box; none: boxes only, faster (default: box)",
+        help="none: boxes only, faster (default: as the network makes them: box, 28x28 probabilities in each box, or "
+        "of SOLOv2 frame, a quarter of the input's height and width)",
     )
     graph.add_argument("--detections", type=int, metavar="N", help="rows of the outputs (default: the model's, 100)")
     graph.add_argument("--score-threshold", type=float, metavar="S", help="default: the model's, 0.05")

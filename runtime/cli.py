@@ -30,6 +30,7 @@ COMMANDS = {
     "report": ("wnlb.runtime.night.command", "the page of a night that 'wnlb run --report' recorded"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
+    "label": ("wnlb.runtime.labelling.command", "label pictures and videos by the million, for training"),
     "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness; tracks"),
     "compare": (
         "wnlb.calibration.comparison.command",
@@ -49,6 +50,10 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "cv2": "cpu",
     "trackers": "track",
+    "pyarrow": "label",
+    "fsspec": "label",
+    "ray": "ray",
+    "prometheus_client": "metrics",
 }
 EXAMPLES = """\
 from a checkpoint to the night, in five commands:

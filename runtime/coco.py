@@ -23,7 +23,7 @@ class CocoDocument:
 
     def __init__(self, class_names: Sequence[str], video: tuple[str, float] | None = None) -> None:
         self._video = video
-        self._categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+        self._categories = categories(class_names)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
@@ -34,14 +34,13 @@ class CocoDocument:
             number: of the frame in its video, from 0, where some are missing; None: they follow one another.
         """
         image_id = len(self._images) + 1
-        size = {"width": detections.width, "height": detections.height}
         of_video = {"video_id": 1} if self._video else {}
         frame = {**of_video, "frame_id": image_id - 1 if number is None else number} if self._video else {}
-        self._images.append({"id": image_id, "file_name": file_name, **size, **frame})
+        self._images.append({**image_entry(image_id, file_name, detections.height, detections.width), **frame})
         for entry in coco_results(detections, image_id):
             instance = {"instance_id": entry["track_id"]} if "track_id" in entry else {}
-            whole = {"id": len(self._annotations) + 1, "iscrowd": 0, **of_video, **entry, **instance}
-            self._annotations.append(whole)
+            whole = {**of_video, **entry, **instance}
+            self._annotations.append(annotation_entry(len(self._annotations) + 1, whole))
 
     def to_json(self) -> str:
         videos = {}
@@ -50,6 +49,21 @@ class CocoDocument:
             videos = {"videos": [{"id": 1, "name": self._video[0], "fps": self._video[1], **size}]}
         rest = {"images": self._images, "categories": self._categories, "annotations": self._annotations}
         return json.dumps({**videos, **rest})
+
+
+def categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """COCO's categories; label 1 is the first."""
+    return [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+
+
+def image_entry(identifier: int, file_name: str, height: int, width: int) -> dict[str, Any]:
+    """One of COCO's images; sizes in pixels."""
+    return {"id": identifier, "file_name": file_name, "width": width, "height": height}
+
+
+def annotation_entry(identifier: int, result: dict[str, Any]) -> dict[str, Any]:
+    """One of COCO's annotations, made from an entry of ``coco_results``."""
+    return {"id": identifier, "iscrowd": 0, **result}
 
 
 def coco_results(detections: Detections, image_id: int | str) -> list[dict[str, Any]]:

@@ -10,20 +10,23 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from wnlb.runtime.conventions import FRAMEWORKS, Conventions
+from wnlb.runtime.conventions import FRAMEWORKS, Conventions, MaskRcnnConventions
 from wnlb.runtime.errors import ContractError, WnlbError
 
 METADATA_KEY = "wnlb.contract"
-FORMATS = (1, 2)  # files of format 1 have no ``content``: what pads a frame is part of the picture for them
-FORMAT = FORMATS[-1]
+# Format 1 has no ``content``: what pads a frame is part of the picture. Format 3 is written for networks that are
+# no Mask R-CNN, which older versions of wnlb do not know: masks of the frame, padding on all sides.
+FORMATS = (1, 2, 3)
 CONTENT = "content"
 BATCH = "batch"  # what the first axis is called in files that take several numbers of frames
 MASK_SIZE = 28
+FRAME_SHARE = 4  # masks of the frame have a quarter of the input's height and width
 
 RESIZES = ("fit", "stretch")
 # "bilinear" is of 2 x 2 pixels (OpenCV); "antialiased" of all that a pixel of the input covers (Pillow's bilinear).
 INTERPOLATIONS = ("bilinear", "nearest", "antialiased")
-MASKS = ("box", "none")
+MASKS = ("box", "frame", "none")
+PADDINGS = ("corner", "centre")
 TARGETS = ("gpu", "cpu")
 
 
@@ -32,13 +35,16 @@ class Contract:
     """Input, preparation, outputs and origin of a model file.
 
     The input ``image`` is uint8 RGB ``[batch, height, width, 3]``; mean and std are applied inside. The input
-    ``content`` is int32 ``[batch, 2]``, height and width of the picture, which lies at the image's left top: all else
-    is zero for the network, whatever its pixels are, and boxes are clipped to the picture. 0 0 is no picture. Files of
+    ``content`` is int32 ``[batch, 2]``, height and width of the picture, which lies at the image's left top, or with
+    ``padding == "centre"`` in its middle, (H - height) // 2 rows from its top: all else is zero for the network (114 of
+    255 for ultralytics'), whatever its pixels are. 0 0 is no picture. Mask R-CNN clips boxes to the picture. Files of
     format 1 have no ``content``.
     The outputs are ``boxes [N, D, 4]`` (float32, x1 y1 x2 y2 in input pixels), ``scores [N, D]``
     (float32, descending, 0 in padded rows), ``labels [N, D]`` (int32, 1..C, 0 in padded rows), ``masks
     [N, D, 28, 28]`` (float32 probabilities inside the box; absent where ``masks == "none"``) and
-    ``count [N]`` (int32, rows that are detections).
+    ``count [N]`` (int32, rows that are detections). With ``masks == "frame"`` they are ``[N, D, H/4, W/4]``, float16,
+    of the input's pixels, above 0 where the mask is: logits, or probabilities less 0.5. Rows from ``count`` on may hold
+    anything.
     N is ``batch``, or in a file with ``min_batch`` any number from there to ``batch``.
     """
 
@@ -48,24 +54,27 @@ class Contract:
     class_names: tuple[str, ...]  # label 1 is the first
     detections: int  # D
     score_threshold: float
-    nms_threshold: float
-    rpn_nms_threshold: float
-    pre_nms_top_n: int  # anchors per pyramid level that enter NMS
-    post_nms_top_n: int  # proposals per image
-    candidates: int  # (proposal, class) pairs that enter the last NMS
-    nms_rounds: int
+    nms_threshold: float | None  # None: nothing is suppressed by the overlap of boxes
+    rpn_nms_threshold: float | None  # this and the next two are of Mask R-CNN alone, and else None
+    pre_nms_top_n: int | None  # anchors per pyramid level that enter NMS
+    post_nms_top_n: int | None  # proposals per image
+    candidates: int  # that enter the last NMS: (proposal, class) pairs, anchors, (cell, class) pairs
+    nms_rounds: int | None  # None with ``nms_threshold``
     min_batch: int | None = None  # the fewest frames of a run, where their number may differ; None: always ``batch``
     framework: str = "torchvision"  # whose conventions hold, see ``wnlb.runtime.conventions``
-    resize: str = "fit"  # fit (keep the aspect ratio, pad right and bottom) or stretch
+    resize: str = "fit"  # fit (keep the aspect ratio, pad) or stretch
+    padding: str = "corner"  # right and bottom, or "centre": on all sides
     # px that a resized frame has at most, where the input holds as many: long and short edge of "fit", width and height
     # of "stretch"; None: what the input holds
     scale: tuple[int, int] | None = None
     interpolation: str = "bilinear"
-    pad_rgb: tuple[int, int, int] = (124, 116, 104)  # beside the picture; the network sees it in format 1 alone
+    pad_rgb: tuple[int, int, int] = (124, 116, 104)  # beside the picture; Mask R-CNN sees it in format 1 alone
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of RGB in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     masks: str = "box"
     precision: str = "fp32"
+    # Mean linear luminance, 0 to 1, of the darkest and the brightest picture that INT8 was calibrated on.
+    calibrated_luminance: tuple[float, float] | None = None
     target: str = "gpu"  # what the file is made for; "cpu": ONNX Runtime alone
     attention: dict[str, str] = field(default_factory=dict)  # level -> mode and form, "embedded/standard"
     opset: int = 0
@@ -76,10 +85,10 @@ class Contract:
     input_name: str = "image"
     layout: str = "NHWC"
     color: str = "RGB"
-    format: int = FORMAT
+    format: int | None = None  # None: 2, or where there are no proposals 3
 
     def __post_init__(self) -> None:
-        _check_format(self.format)
+        self._check_family()
         for name, kind in (("class_names", str), ("pad_rgb", int), ("mean", (int, float)), ("std", (int, float))):
             value = getattr(self, name)
             fits = isinstance(value, (list, tuple)) and all(isinstance(item, kind) for item in value)
@@ -87,7 +96,7 @@ class Contract:
             _check(fits, name, value, "a list of at least one name" if kind is str else "three numbers")
             object.__setattr__(self, name, tuple(value))
         _check(min(self.pad_rgb) >= 0 and max(self.pad_rgb) <= 255, "pad_rgb", self.pad_rgb, "numbers from 0 to 255")
-        for name in ("batch", "detections", "pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds"):
+        for name in ("batch", "detections", "candidates"):
             value = getattr(self, name)
             _check(type(value) is int and value >= 1, name, value, "a whole number from 1 up")
         if self.min_batch is not None:
@@ -97,20 +106,25 @@ class Contract:
             value = getattr(self, name)
             fits = type(value) is int and value >= 64 and value % 32 == 0
             _check(fits, name, value, "a multiple of 32 from 64 up")
-        for name in ("score_threshold", "nms_threshold", "rpn_nms_threshold"):
-            value = getattr(self, name)
-            _check(isinstance(value, (int, float)) and 0 <= value <= 1, name, value, "a number from 0 to 1")
-        _check(self.framework in FRAMEWORKS, "framework", self.framework, " or ".join(FRAMEWORKS))
+        _check(_is_share(self.score_threshold), "score_threshold", self.score_threshold, "a number from 0 to 1")
         if self.scale is not None:
             fits = isinstance(self.scale, (list, tuple)) and len(self.scale) == 2
             fits = fits and all(type(side) is int and side >= 1 for side in self.scale)
             _check(fits, "scale", self.scale, "two whole numbers from 1 up")
             object.__setattr__(self, "scale", tuple(self.scale))
+        if self.calibrated_luminance is not None:
+            value = self.calibrated_luminance
+            fits = isinstance(value, (list, tuple)) and len(value) == 2
+            fits = fits and all(isinstance(bound, (int, float)) for bound in value) and 0 <= value[0] <= value[1] <= 1
+            _check(fits, "calibrated_luminance", value, "two ascending numbers from 0 to 1")
+            object.__setattr__(self, "calibrated_luminance", tuple(value))
         settings = self.checkpoint_settings
         _check(isinstance(settings, dict), "checkpoint_settings", settings, "an object")
         _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
         _check(self.interpolation in INTERPOLATIONS, "interpolation", self.interpolation, " or ".join(INTERPOLATIONS))
+        _check(self.padding in PADDINGS, "padding", self.padding, " or ".join(PADDINGS))
         _check(self.masks in MASKS, "masks", self.masks, " or ".join(MASKS))
+        _check(self.masks in (self.conventions.masks, "none"), "masks", self.masks, f"{self.conventions.masks} or none")
         _check(self.target in TARGETS, "target", self.target, " or ".join(TARGETS))
         _check(isinstance(self.attention, dict), "attention", self.attention, "an object of level to form")
         forms = [*self.attention, *self.attention.values()]
@@ -123,6 +137,25 @@ class Contract:
             _check(all(abs(item) < 1e6 for item in value) and 0 not in self.std, name, value, "three numbers")
         _check(self.input_name != CONTENT, "input_name", self.input_name, f"a name other than {CONTENT}")
         _check(self.layout == "NHWC" and self.color == "RGB", "layout", f"{self.layout} {self.color}", "NHWC RGB")
+
+    def _check_family(self) -> None:
+        """That the entries of Mask R-CNN are there where it is one, and that the format knows what the file has."""
+        _check(self.framework in FRAMEWORKS, "framework", self.framework, " or ".join(FRAMEWORKS))
+        proposes = isinstance(self.conventions, MaskRcnnConventions)
+        suppresses = proposes or self.nms_threshold is not None
+        for name, used in (("nms_threshold", suppresses), ("rpn_nms_threshold", proposes)):
+            value = getattr(self, name)
+            _check(_is_share(value) if used else value is None, name, value, "a number from 0 to 1" if used else "none")
+        for name, used in (("pre_nms_top_n", proposes), ("post_nms_top_n", proposes), ("nms_rounds", suppresses)):
+            value = getattr(self, name)
+            fits = type(value) is int and value >= 1 if used else value is None
+            _check(fits, name, value, "a whole number from 1 up" if used else "none")
+        fits = not proposes or self.padding == "corner"
+        _check(fits, "padding", self.padding, f"corner, as the graph of {self.framework} has it")
+        if self.format is None:
+            object.__setattr__(self, "format", 2 if proposes else 3)
+        _check_format(self.format)
+        _check(proposes or self.format == 3, "format", self.format, f"3, the first that knows {self.framework}")
 
     @property
     def conventions(self) -> Conventions:
@@ -168,6 +201,8 @@ class Contract:
         shapes: dict[str, tuple[int, ...]] = {"boxes": (*rows, 4), "scores": rows, "labels": rows}
         if self.masks == "box":
             shapes["masks"] = (*rows, MASK_SIZE, MASK_SIZE)
+        elif self.masks == "frame":
+            shapes["masks"] = (*rows, self.height // FRAME_SHARE, self.width // FRAME_SHARE)
         return {**shapes, "count": (self.batch,)}
 
     def stated(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int | str, ...]]:
@@ -178,13 +213,18 @@ class Contract:
     def types(self) -> dict[str, str]:
         """Input or output name to its type, by NumPy's name."""
         known = {self.input_name: "uint8", CONTENT: "int32", "labels": "int32", "count": "int32"}
+        if self.masks == "frame":
+            known["masks"] = "float16"
         return {name: known.get(name, "float32") for name in (*self.input_shapes, *self.output_shapes)}
 
     def to_json(self) -> str:
-        """Without ``min_batch`` where there is none, as before there were such files."""
+        """Without what older versions do not know: what there is none of, and before format 3 ``padding``."""
         values = dataclasses.asdict(self)
-        if self.min_batch is None:
-            del values["min_batch"]
+        for name in ("min_batch", "calibrated_luminance"):
+            if values[name] is None:
+                del values[name]
+        if self.format != 3:
+            del values["padding"]
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -207,8 +247,12 @@ class Contract:
 
 
 def _check_format(value: object) -> None:
-    expected = f"{' or '.join(map(str, FORMATS))}; use the wnlb version that wrote the file"
+    expected = f"{', '.join(map(str, FORMATS))}; use the wnlb version that wrote the file"
     _check(type(value) is int and value in FORMATS, "format", value, expected)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def _check(fits: bool, name: str, got: object, expected: str) -> None:

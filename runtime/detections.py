@@ -103,7 +103,7 @@ def paste_masks(
         boxes: ``[D, 4]`` x1 y1 x2 y2 in frame pixels, inside the frame; float32 for "resized", as in torchvision.
             "sampled" computes in float64, and boxes of that precision keep it.
         height, width: of the frame, pixels.
-        how: ``Conventions.mask_paste``.
+        how: ``Conventions.mask_paste``; masks of the frame are pasted by ``wnlb.runtime.frame_masks``.
     """
     if how == "sampled":
         return tuple(_sample(mask, box, height, width) for mask, box in zip(probabilities, boxes.tolist(), strict=True))

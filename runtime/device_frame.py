@@ -48,20 +48,23 @@ def prepare_tensor(frame_bgr: torch.Tensor, geometry: Geometry, out: torch.Tenso
     resized = frame_bgr
     if size != tuple(frame_bgr.shape[:2]):
         if geometry.interpolation == "nearest":
-            rows, columns = (
+            ys, xs = (
                 _nearest(source, wanted, frame_bgr.device)
                 for source, wanted in zip(frame_bgr.shape[:2], size, strict=True)
             )
-            resized = frame_bgr[rows][:, columns]
+            resized = frame_bgr[ys][:, xs]
         else:
             planes = frame_bgr.permute(2, 0, 1)[None].float()
             smooth = geometry.interpolation == "antialiased"
             planes = functional.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=smooth)
             resized = planes[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
     padding = torch.tensor(geometry.pad_rgb, dtype=torch.uint8, device=out.device)
-    out[placement.height :] = padding
-    out[: placement.height, placement.width :] = padding
-    out[: placement.height, : placement.width] = resized.flip(2)
+    rows, columns = placement.rows, placement.columns
+    out[: rows.start] = padding
+    out[rows.stop :] = padding
+    out[rows, : columns.start] = padding
+    out[rows, columns.stop :] = padding
+    out[rows, columns] = resized.flip(2)
     return placement
 
 

@@ -23,37 +23,50 @@ class Placement:
 
     frame_height: int
     frame_width: int
-    height: int  # of the resized frame, which starts at the input's left top corner
+    height: int  # of the resized frame
     width: int
+    top: int = 0  # rows of padding above it
+    left: int = 0  # columns of padding beside it
+
+    @property
+    def rows(self) -> slice:
+        """Of the input, which the resized frame fills."""
+        return slice(self.top, self.top + self.height)
+
+    @property
+    def columns(self) -> slice:
+        """Of the input, which the resized frame fills."""
+        return slice(self.left, self.left + self.width)
 
     def boxes_to_frame(self, boxes_xyxy: NDArray[_Float]) -> NDArray[_Float]:
         """``[D, 4]`` x1 y1 x2 y2 in input pixels to frame pixels, clipped to the frame, in the boxes' precision."""
-        frame, resized = self._sides(boxes_xyxy.dtype)
-        return np.clip(boxes_xyxy * (frame / resized), 0, frame)
+        frame, resized, corner = self._sides(boxes_xyxy.dtype)
+        return np.clip((boxes_xyxy - corner) * (frame / resized), 0, frame)
 
     def boxes_to_input(self, boxes_xyxy: NDArray[_Float]) -> NDArray[_Float]:
         """``[D, 4]`` x1 y1 x2 y2 in frame pixels to input pixels, in the boxes' precision."""
-        frame, resized = self._sides(boxes_xyxy.dtype)
-        return boxes_xyxy * (resized / frame)
+        frame, resized, corner = self._sides(boxes_xyxy.dtype)
+        return boxes_xyxy * (resized / frame) + corner
 
-    def _sides(self, kind: np.dtype[_Float]) -> tuple[NDArray[_Float], NDArray[_Float]]:
-        """Width, height, width, height of the frame and of the resized one."""
+    def _sides(self, kind: np.dtype[_Float]) -> tuple[NDArray[_Float], NDArray[_Float], NDArray[_Float]]:
+        """Width, height, width, height of the frame and of the resized one; and left, top, left, top of that."""
         frame = np.array([self.frame_width, self.frame_height] * 2, kind)
-        return frame, np.array([self.width, self.height] * 2, kind)
+        return frame, np.array([self.width, self.height] * 2, kind), np.array([self.left, self.top] * 2, kind)
 
 
 @dataclass(frozen=True)
 class Geometry:
     """How frames become inputs. One object for both directions, for inference and for calibration.
 
-    ``fit`` keeps the aspect ratio and pads right and bottom with ``pad_rgb``. A frame becomes as large as ``scale``
-    (long and short edge, px) allows, as its framework makes it, where the input holds that; else, and without
+    ``fit`` keeps the aspect ratio and pads with ``pad_rgb``: right and bottom, or with ``padding`` "centre" on all
+    sides, an odd pixel right or below (ultralytics' ``LetterBox``, data/augment.py). A frame becomes as large as
+    ``scale`` (long and short edge, px) allows, as its framework makes it, where the input holds that; else, and without
     ``scale``, as large as the input (height x width) allows. ``stretch`` makes every frame as large as ``scale`` (width
     and height, px) where the input holds that, and else as the input, side by side.
 
     ``size_rule`` says how ``fit`` rounds: "down" as torchvision (``GeneralizedRCNNTransform``), "nearest" half up as
     mmdetection (mmcv/image/geometric.py), "nearest, short side first" the same in the order of operations of detectron2
-    (``ResizeShortestEdge``, data/transforms/augmentation_impl.py).
+    (``ResizeShortestEdge``, data/transforms/augmentation_impl.py), "nearest even" half to even as ultralytics.
 
     Interpolation: "bilinear" and "nearest" are OpenCV's without antialiasing, as torchvision resizes for detection, and
     mmdetection; "antialiased" is Pillow's bilinear, as detectron2 does.
@@ -66,16 +79,17 @@ class Geometry:
     pad_rgb: tuple[int, int, int] = (0, 0, 0)
     scale: tuple[int, int] | None = None
     size_rule: str = "down"
+    padding: str = "corner"
 
     def place(self, frame_height: int, frame_width: int) -> Placement:
         """Placement of a frame of this size."""
         if self.resize == "stretch":
             width, height = self.scale or (self.width, self.height)
-            return Placement(frame_height, frame_width, min(height, self.height), min(width, self.width))
+            return self._placed(frame_height, frame_width, min(height, self.height), min(width, self.width))
         height, width = self._size_in_scale(frame_height, frame_width)
         if height > self.height or width > self.width:
             height, width = self._size_in_input(frame_height, frame_width)
-        return Placement(frame_height, frame_width, height, width)
+        return self._placed(frame_height, frame_width, height, width)
 
     def prepare(
         self, frame_bgr: NDArray[np.uint8], out: NDArray[np.uint8] | None = None
@@ -92,10 +106,16 @@ class Geometry:
         resized = frame_bgr
         if (placement.height, placement.width) != frame_bgr.shape[:2]:
             resized = self._resized(frame_bgr, placement)
-        out[placement.height :] = self.pad_rgb
-        out[: placement.height, placement.width :] = self.pad_rgb
-        out[: placement.height, : placement.width] = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
+        rows, columns = placement.rows, placement.columns
+        out[: rows.start] = out[rows.stop :] = self.pad_rgb
+        out[rows, : columns.start] = out[rows, columns.stop :] = self.pad_rgb
+        out[rows, columns] = cv2.cvtColor(resized, cv2.COLOR_BGR2RGB)
         return out, placement
+
+    def _placed(self, frame_height: int, frame_width: int, height: int, width: int) -> Placement:
+        centred = self.padding == "centre"
+        top, left = ((self.height - height) // 2, (self.width - width) // 2) if centred else (0, 0)
+        return Placement(frame_height, frame_width, height, width, top, left)
 
     def _size_in_scale(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) px of a resized frame, whatever the input holds."""
@@ -115,6 +135,8 @@ class Geometry:
         return min(self._rounded(height * share), self.height), min(self._rounded(width * share), self.width)
 
     def _rounded(self, side: float) -> int:
+        if self.size_rule == "nearest even":
+            return max(round(side), 1)
         # 1e-6: a side that fits exactly must not lose a pixel to rounding.
         return max(int(side + (1e-6 if self.size_rule == "down" else 0.5)), 1)
 

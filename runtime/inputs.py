@@ -22,6 +22,7 @@ def geometry_of(contract: Contract) -> Geometry:
         contract.pad_rgb,
         contract.scale,
         contract.conventions.size_rule,
+        contract.padding,
     )
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from wnlb.runtime.conventions import FRAMEWORKS, TORCHVISION, Conventions
+from wnlb.runtime.conventions import FRAMEWORKS, TORCHVISION, Conventions, MaskRcnnConventions
 from wnlb.runtime.engine.command import summary
 from wnlb.runtime.engine.manifest import Manifest, read_manifest
 from wnlb.runtime.files import sha256_of
@@ -96,11 +96,11 @@ def _contract_lines(contract: dict[str, Any]) -> list[str]:
 
 
 def _conventions_text(conventions: Conventions) -> str:
+    around = f"masks {conventions.mask_paste}, sizes rounded {conventions.size_rule}"
+    if not isinstance(conventions, MaskRcnnConventions):
+        return around
     aligned = "RoIAlign aligned, a sample for each pixel" if conventions.aligned else "RoIAlign with 2 x 2 samples"
-    return (
-        f"anchors {'' if conventions.rounded_anchors else 'not '}rounded, {aligned}, masks {conventions.mask_paste}, "
-        f"sizes rounded {conventions.size_rule}"
-    )
+    return f"anchors {'' if conventions.rounded_anchors else 'not '}rounded, {aligned}, {around}"
 
 
 def _value(value: object) -> str:

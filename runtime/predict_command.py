@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wnlb.runtime.coco import CocoDocument
+from wnlb.runtime.detecting import detected
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.files import atomic_path, ends_all, make_folder
@@ -24,7 +25,6 @@ from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.video_file import VideoFile
 from wnlb.runtime.live.window import Window
 from wnlb.runtime.onnxruntime_backend import DEVICES
-from wnlb.runtime.overlap import ahead
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.source import PICTURES_FPS, Frame, Source, open_source
@@ -119,9 +119,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 3 if session.failures else 0
 
 
-_Found = tuple[Frame, Detections | None]  # None where there is no picture
-
-
 class _Session:
     """One run over a source: predicts, writes, and keeps account."""
 
@@ -148,8 +145,13 @@ class _Session:
 
         Reading, inference and writing overlap.
         """
-        with contextlib.closing(ahead(self._found(ahead(self._batches())))) as batches:
-            for frame, detections in itertools.chain.from_iterable(batches):
+        batches = self.predictor.contract.batches
+        size = batches[0] if self.source.is_video and not self.source.paths else batches[-1]  # from a camera as few
+        runs = detected(
+            self._timed_reads(), self.predictor, size, is_video=self.source.is_video, on_run=self._timed_run
+        )
+        with contextlib.closing(runs):
+            for frame, detections in itertools.chain.from_iterable(runs):
                 if frame.pixels is None or detections is None:
                     self.failures.append(frame.error)
                 else:
@@ -157,22 +159,6 @@ class _Session:
                     self._write_timed(frame.name, frame.pixels, found)
                 yield frame.name
         self._ended = True
-
-    def _batches(self) -> Generator[list[Frame], None, None]:
-        """As many frames as the model takes, but from a camera as few; by itself, one that could not be read."""
-        batch: list[Frame] = []
-        batches = self.predictor.contract.batches
-        size = batches[0] if self.source.is_video and not self.source.paths else batches[-1]
-        for frame in self._timed_reads():
-            if frame.pixels is None:
-                yield [frame]
-                continue
-            batch.append(frame)
-            if len(batch) == size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
 
     def _timed_reads(self) -> Iterator[Frame]:
         frames = iter(self.source)
@@ -184,26 +170,9 @@ class _Session:
             self.times_ms["read"].append(1e3 * (time.perf_counter() - started))
             yield frame
 
-    def _found(self, batches: Generator[list[Frame], None, None]) -> Generator[list[_Found], None, None]:
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield self._predicted(batch)
-
-    def _predicted(self, batch: list[Frame]) -> list[_Found]:
-        pictures = [frame.pixels for frame in batch if frame.pixels is not None]
-        if not pictures:
-            return [(frame, None) for frame in batch]
-        try:
-            found = self.predictor.predict_batch(pictures)
-        except (PictureError, cv2.error) as error:  # of one size of picture: it must not cost its neighbours
-            if len(batch) > 1:
-                return [found for frame in batch for found in self._predicted([frame])]
-            if self.source.is_video:
-                raise
-            return [(Frame(batch[0].name, None, f"picture {batch[0].name} cannot be prepared: {error}"), None)]
-        for stage, ms in self.predictor.times_ms.items():
-            self.times_ms[stage] += [ms / len(batch)] * len(batch)
-        return list(zip(batch, found, strict=True))
+    def _timed_run(self, times_ms: dict[str, float], frames: int) -> None:
+        for stage, ms in times_ms.items():
+            self.times_ms[stage] += [ms / frames] * frames
 
     def _write_timed(self, name: str, pixels: NDArray[np.uint8], detections: Detections) -> None:
         if hint := self._hint.about(*pixels.shape[:2]):

@@ -15,6 +15,7 @@ from wnlb.runtime.backend import Backend, open_backend
 from wnlb.runtime.detections import Detections, paste_masks
 from wnlb.runtime.device_frame import as_tensor, is_on_device, prepare_tensor, synchronize
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.frame_masks import paste_frame_masks
 from wnlb.runtime.geometry import Placement
 from wnlb.runtime.inputs import geometry_of, named_inputs
 
@@ -111,12 +112,17 @@ class Predictor:
         precision = np.float64 if how == "sampled" else np.float32
         exact = placement.boxes_to_frame(outputs["boxes"][i, :count].astype(precision))
         boxes = exact.astype(np.float32)
+        height, width = placement.frame_height, placement.frame_width
         x1, y1, x2, y2 = boxes.T
         kept = ((x2 > x1) & (y2 > y1)) | (not conventions.drops_empty)
-        height, width = placement.frame_height, placement.frame_width
         masks = None
-        if "masks" in outputs:
+        if self.contract.masks == "box":
             masks = paste_masks(outputs["masks"][i, :count][kept], exact[kept], height, width, how)
+        elif self.contract.masks == "frame":
+            pasted = paste_frame_masks(outputs["masks"][i, :count], boxes, placement, how)
+            if conventions.drops_empty:
+                kept = np.array([mask.pixels.any() for mask in pasted], bool)
+            masks = tuple(mask for mask, keep in zip(pasted, kept.tolist(), strict=True) if keep)
         return Detections(height, width, boxes[kept], scores[:count][kept], outputs["labels"][i, :count][kept], masks)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.cli import main
 from wnlb.runtime.contract import Contract
+from wnlb.runtime.conventions import MASK_RCNN
 
 # Counts that a CPU is through with in a fifth of the time of the usual ones.
 BRIEF = {"pre_nms_top_n": 100, "post_nms_top_n": 60, "candidates": 480, "nms_rounds": 16}
@@ -119,8 +120,13 @@ def make_contract() -> Callable[..., Contract]:
     """A contract of a 64 x 96 model with two rows, but for the entries given."""
 
     def make(**entries: object) -> Contract:
-        counts = dict.fromkeys(("pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds", "batch"), 1)
-        thresholds = {"score_threshold": 0.0, "nms_threshold": 0.5, "rpn_nms_threshold": 0.7}
+        counts: dict[str, int | None] = dict.fromkeys(
+            ("pre_nms_top_n", "post_nms_top_n", "candidates", "nms_rounds", "batch"), 1
+        )
+        thresholds: dict[str, float | None] = {"score_threshold": 0.0, "nms_threshold": 0.5, "rpn_nms_threshold": 0.7}
+        if entries.get("framework", "torchvision") not in MASK_RCNN:
+            counts |= dict.fromkeys(("pre_nms_top_n", "post_nms_top_n"))
+            thresholds["rpn_nms_threshold"] = None
         shape = {"height": 64, "width": 96, "class_names": ("lamp", "dark cat"), "detections": 2}
         return Contract(**{**counts, **thresholds, **shape, **entries})
 

@@ -29,6 +29,8 @@ HEAVY = {
     "pycocotools",
     "trackers",
     "scipy",
+    "pyarrow",
+    "ray",
 }
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
@@ -43,6 +45,7 @@ ROOMS = {
     "export.references": set(),  # what verification trusts shares no code with what it verifies
     "runtime.deepstream": {"runtime"},
     "runtime.engine": {"runtime"},
+    "runtime.labelling": {"runtime", "runtime.engine"},
     "runtime.tracking": {"runtime"},
     "runtime.live": {"runtime", "runtime.night", "runtime.tracking"},
     "runtime.night": {"runtime", "runtime.report"},

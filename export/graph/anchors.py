@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wnlb.runtime.conventions import Conventions
+from wnlb.runtime.conventions import MaskRcnnConventions
 
 STRIDES = (4, 8, 16, 32, 64)  # px, of P2 .. P6
 
@@ -16,7 +16,11 @@ Sizes = Sequence[Sequence[float]]  # of each level
 
 
 def pyramid_anchors(
-    sizes: Sizes, ratios: Sizes, shapes: Sequence[tuple[int, int]], frame: tuple[int, int], conventions: Conventions
+    sizes: Sizes,
+    ratios: Sizes,
+    shapes: Sequence[tuple[int, int]],
+    frame: tuple[int, int],
+    conventions: MaskRcnnConventions,
 ) -> list[Tensor]:
     """Anchors of each level, ``[h * w * A, 4]`` x1 y1 x2 y2 in input pixels: row by row, those of a position together.
 

@@ -7,14 +7,12 @@ size. Nothing is filtered out: rows that the eager model would drop are masked a
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
-from torchvision.ops import FrozenBatchNorm2d
 
 from wnlb.export.graph.adaptive_roi_align import (
     CellRoIAlign,
@@ -26,20 +24,19 @@ from wnlb.export.graph.adaptive_roi_align import (
     most_cells,
 )
 from wnlb.export.graph.anchors import pyramid_anchors
-from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
 from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
-from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
+from wnlb.export.graph.mask_branch import MaskBranch, RowsMaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
+from wnlb.export.graph.pyramid import PyramidGraph, take_rows
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
-from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
-from wnlb.runtime.conventions import TORCHVISION, Conventions
-from wnlb.runtime.errors import GraphError, WnlbError
+from wnlb.runtime.conventions import TORCHVISION, MaskRcnnConventions
+from wnlb.runtime.errors import GraphError
 
 _FINEST_SIDE = 56  # px, sqrt(area) from which on a box belongs to P3; Lin et al., "Feature Pyramid Networks", eq. 1
 
 
-class DeployGraph(nn.Module):
+class DeployGraph(PyramidGraph):
     """``image`` uint8 ``[N, H, W, 3]`` and ``content`` int32 ``[N, 2]`` to boxes, scores, labels, masks, count.
 
     See ``wnlb.runtime.contract``. As all frameworks do with a padded batch: what lies beside the picture is zero after
@@ -50,43 +47,16 @@ class DeployGraph(nn.Module):
     under a default of float64 the graph of a float64 model is the exact oracle of the file.
     """
 
-    scale: Tensor
-    shift: Tensor
-    rows: Tensor  # [H, 1] 0, 1, ...
-    columns: Tensor  # [W]
-
-    def __init__(self, model: MaskRCNN, options: ExportOptions, conventions: Conventions = TORCHVISION) -> None:
-        super().__init__()
+    def __init__(self, model: MaskRCNN, options: ExportOptions, conventions: MaskRcnnConventions = TORCHVISION) -> None:
         model = copy.deepcopy(model).eval().requires_grad_(False)
-        height, width = options.height, options.width
-        self.plans = plan_blocks(model, options)
-        for plan, (_, path, block) in zip(self.plans, list(blocks_by_level(model)), strict=True):
-            deployed = nn.Identity() if plan.form == "removed" else DeployedBlock(block, plan)
-            model.set_submodule(path, deployed)
-        _fold_batch_norms(model.backbone)
-        shapes = _pyramid_shapes(model, height, width)
-        std = torch.tensor(model.transform.image_std)
-        mean = torch.tensor(model.transform.image_mean)
-        self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("rows", torch.arange(height).unsqueeze(1) * 1.0, persistent=False)
-        self.register_buffer("columns", torch.arange(width) * 1.0, persistent=False)
-        self.body, self.fpn = model.backbone.body, model.backbone.fpn
-        self.rpn = ProposalStage(model, shapes, options, conventions)
-        self.detect = DetectionStage(model, shapes, options, conventions, self.rpn.proposals)
+        super().__init__(model, options, model.transform.image_mean, model.transform.image_std)
+        self.rpn = ProposalStage(model, self.shapes, options, conventions)
+        self.detect = DetectionStage(model, self.shapes, options, conventions, self.rpn.proposals)
 
     def forward(self, image: Tensor, content: Tensor) -> tuple[Tensor, ...]:
         levels, limit = self.pyramid(image, content)
         proposals, valid = self.rpn(levels, limit)
         return self.detect(levels[:4], proposals, valid, limit)
-
-    def pyramid(self, image: Tensor, content: Tensor) -> tuple[list[Tensor], Tensor]:
-        """P2 .. P6 of the frames, and what ``limits`` gives for them."""
-        limit = limits(content.to(self.scale.dtype))
-        width, height = limit[..., 2:3], limit[..., 3:]  # [N, 1, 1]
-        inside = ((self.rows < height) & (self.columns < width)).unsqueeze(1)  # [N, 1, H, W]
-        x = image.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
-        return list(self.fpn(self.body(x * inside.to(x.dtype))).values()), limit
 
 
 class ProposalStage(nn.Module):
@@ -96,7 +66,7 @@ class ProposalStage(nn.Module):
     """
 
     def __init__(
-        self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions, conventions: Conventions
+        self, model: MaskRCNN, shapes: list[tuple[int, int]], options: ExportOptions, conventions: MaskRcnnConventions
     ) -> None:
         super().__init__()
         rpn = model.rpn
@@ -117,7 +87,7 @@ class ProposalStage(nn.Module):
         boxes, scores, valid = self.ranked(levels, limit)
         keep = self.nms(boxes.flatten(0, 1), valid.flatten(0, 1)).reshape(valid.shape)
         best, index = (scores * keep).flatten(1).topk(self.proposals, 1)
-        return _take_rows(boxes.flatten(1, 2), index), best > 0
+        return take_rows(boxes.flatten(1, 2), index), best > 0
 
     def ranked(self, levels: list[Tensor], limit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What enters NMS: boxes ``[N, L, K, 4]``, scores and validity (0 or 1) ``[N, L, K]``, L levels, best first."""
@@ -141,7 +111,7 @@ class ProposalStage(nn.Module):
         ranks = ranks.sigmoid() if self.scores_first else ranks
         deltas = deltas.reshape(batch, -1, 4, *deltas.shape[2:]).permute(0, 3, 4, 1, 2).reshape(batch, -1, 4)
         best, index = ranks.topk(count, 1)
-        boxes = decode_boxes(_take_rows(deltas, index), F.embedding(index, anchors), self.weights, *self.log_scales)
+        boxes = decode_boxes(take_rows(deltas, index), F.embedding(index, anchors), self.weights, *self.log_scales)
         return boxes, best if self.scores_first else best.sigmoid()
 
 
@@ -158,7 +128,7 @@ class DetectionStage(nn.Module):
         model: MaskRCNN,
         shapes: list[tuple[int, int]],
         options: ExportOptions,
-        conventions: Conventions,
+        conventions: MaskRcnnConventions,
         proposals: int,
     ) -> None:
         super().__init__()
@@ -183,10 +153,10 @@ class DetectionStage(nn.Module):
         self.register_buffer("score_threshold", torch.tensor(float(heads.score_thresh)), persistent=False)
         self.candidates, self.detections = options.candidates, heads.detections_per_img
         self.nms = _nms(heads.nms_thresh, options, heads.box_predictor.cls_score.out_features - 1)
-        self.with_masks = options.masks == "box"
+        self.with_masks = options.masks != "none"
         if self.with_masks:
             _check_mask_classes(heads)
-            form = FourierMaskBranch if options.target == "cpu" else MaskBranch
+            form = RowsMaskBranch if options.target == "cpu" else MaskBranch
             self.mask = form(pool(heads.mask_roi_pool, self.detections), heads.mask_head, heads.mask_predictor)
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
@@ -207,7 +177,7 @@ class DetectionStage(nn.Module):
         missing = self.detections - index.shape[1]
         scores, index = (F.pad(t, (0, missing)) for t in (scores, index)) if missing else (scores, index)
         found = scores > 0
-        boxes = _take_rows(boxes, index) * found.unsqueeze(-1)
+        boxes = take_rows(boxes, index) * found.unsqueeze(-1)
         return boxes, scores, labels.gather(1, index) * found, found
 
     def maps(self, levels: list[Tensor]) -> Maps:
@@ -229,37 +199,12 @@ class DetectionStage(nn.Module):
         best, index = scores.flatten(1).topk(min(self.candidates, rois * (classes - 1)), 1)
         row = index // (classes - 1)
         label = index - row * (classes - 1) + 1
-        deltas = _take_rows(deltas.reshape(batch, rois * classes, 4), row * classes + label)
-        boxes = decode_boxes(deltas, _take_rows(proposals, row), self.weights, *self.log_scales)
+        deltas = take_rows(deltas.reshape(batch, rois * classes, 4), row * classes + label)
+        boxes = decode_boxes(deltas, take_rows(proposals, row), self.weights, *self.log_scales)
         boxes = clip_boxes(boxes, limit)
         real = best > self.score_threshold
         real = real if self.min_side is None else real & large_enough(boxes, self.min_side)
         return boxes, best, label, real.to(boxes.dtype)
-
-
-def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
-    """What each block will cost at the size of ``options``, in the order of the network."""
-    plans = []
-    for level, _, block in blocks_by_level(model):
-        stride = 2 ** int(level[1])
-        height, width = options.height // stride, options.width // stride
-        form = options.attention_form(level)
-        plans.append(
-            plan_attention(
-                level, block, height, width, options.batch, options.attention_bytes, form, options.target == "cpu"
-            )
-        )
-    unknown = options.attention_levels - {plan.level for plan in plans}
-    if unknown:
-        levels = ", ".join(plan.level for plan in plans) or "none"
-        raise WnlbError(f"attention of {', '.join(sorted(unknown))} was asked for; the model has blocks at {levels}")
-    return plans
-
-
-def limits(content: Tensor) -> Tensor:
-    """``[N, 2]`` heights and widths to ``[N, 1, 4]``, the largest coordinates of boxes."""
-    height, width = content[:, :1], content[:, 1:]
-    return torch.cat((width, height, width, height), 1).unsqueeze(1)
 
 
 def _check_mask_classes(heads: Any) -> None:
@@ -283,7 +228,7 @@ def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> Atl
 
 
 def _adaptive_roi_align(
-    pool: Any, layout: AtlasLayout, scales: list[float], boxes: int, target: str, conventions: Conventions
+    pool: Any, layout: AtlasLayout, scales: list[float], boxes: int, target: str, conventions: MaskRcnnConventions
 ) -> Pool:
     """RoIAlign of ``boxes`` boxes of a picture; of ``pool`` only its output's side is asked."""
     side, areas = pool.output_size[0], level_areas(_FINEST_SIDE, conventions.level_epsilon)
@@ -297,27 +242,6 @@ def _nms(threshold: float, options: ExportOptions, classes: int = 1) -> StaticNM
     return NodeNMS(threshold, classes) if options.target == "cpu" else StaticNMS(threshold, options.nms_rounds)
 
 
-def _log_scales(coder: Any, conventions: Conventions) -> tuple[float, float | None]:
+def _log_scales(coder: Any, conventions: MaskRcnnConventions) -> tuple[float, float | None]:
     """The largest and the smallest dw and dh, as ``decode_boxes`` takes them."""
     return coder.bbox_xform_clip, -coder.bbox_xform_clip if conventions.two_sided_clamp else None
-
-
-def _pyramid_shapes(model: MaskRCNN, height: int, width: int) -> list[tuple[int, int]]:
-    shapes = [(height // stride, width // stride) for stride in (4, 8, 16, 32)]
-    return [*shapes, ((shapes[3][0] + 1) // 2, (shapes[3][1] + 1) // 2)]
-
-
-def _take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows [N, M, 4]`` and ``index [N, K]`` to ``[N, K, 4]``."""
-    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[2]))
-
-
-def _fold_batch_norms(module: nn.Module) -> None:
-    """Fold each batch norm that directly follows a convolution among its parent's children, in place."""
-    children = list(module.named_children())
-    for (name, child), (next_name, following) in pairwise(children):
-        if isinstance(child, nn.Conv2d) and isinstance(following, (nn.BatchNorm2d, FrozenBatchNorm2d)):
-            setattr(module, name, fold_batch_norm(child, following))
-            setattr(module, next_name, nn.Identity())
-    for _, child in children:
-        _fold_batch_norms(child)

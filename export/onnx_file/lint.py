@@ -13,14 +13,14 @@ from wnlb.runtime.errors import GraphError
 from wnlb.runtime.onnx_file import with_shapes
 
 OPERATORS = frozenset(
-    "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater "
-    "GreaterOrEqual GridSample Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu "
-    "Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
+    "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater GreaterOrEqual "
+    "GridSample InstanceNormalization Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMax ReduceMean "
+    "ReduceSum Relu Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
 )
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
 CPU_OPERATORS = frozenset(
     (
-        *("CumSum", "NonMaxSuppression", "NonZero", "Range", "ReduceMax", "RoiAlign", "ScatterElements", "ScatterND"),
+        *("CumSum", "NonMaxSuppression", "NonZero", "Range", "RoiAlign", "ScatterElements", "ScatterND"),
         f"{RUNTIME_DOMAIN}.{RUNTIME_OP}",
     )
 )

@@ -34,7 +34,8 @@ class TensorRtBackend:
         manifest = None if trust else read_manifest(path)
         self.contract = _trusted_contract(trust) if trust else _contract(path, manifest)
         plugin = any("plugin" in form for form in self.contract.attention.values())
-        self._engine = TensorRtEngine(path, manifest, plugin)
+        counted = frozenset(["masks"]) if self.contract.masks == "frame" else frozenset[str]()
+        self._engine = TensorRtEngine(path, manifest, plugin, counted=counted)
         try:
             self._check()
         except ContractError:

@@ -33,6 +33,11 @@ class Buffer:
         """Its first rows, where they lie: to be used as long as the whole is, which frees them."""
         return Buffer(self.host[:rows], self.address, self.mapped, lambda: None)
 
+    def rows_of(self, index: int, rows: int) -> Buffer:
+        """The first rows of one of its parts ``[index]``, as ``first``."""
+        part = self.host[index]
+        return Buffer(part[:rows], self.address + index * part.nbytes, self.mapped, lambda: None)
+
 
 class Cuda(Protocol):
     """One GPU's primary context and one stream in it, never the default one.

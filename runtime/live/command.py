@@ -18,10 +18,13 @@ from tqdm import tqdm
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.feed import CameraMode, Feed, open_feed
+from wnlb.runtime.live.metrics import MetricsSink
+from wnlb.runtime.live.night_watch import NightWatch
 from wnlb.runtime.live.page import LivePage
 from wnlb.runtime.live.report_sink import ReportSink
 from wnlb.runtime.live.sinks import CocoSink, JsonLinesSink, MotSink, PageSink, Sink, VideoSink, WindowSink
 from wnlb.runtime.live.stream import Result, Stream, StreamState
+from wnlb.runtime.live.watchdog import Watchdog
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
@@ -79,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what was seen when, how dark it was and how the machine kept up: FOLDER/report.html at the end; a "
         "camera's report that is there is continued",
     )
+    outputs.add_argument(
+        "--metrics", metavar="HOST:PORT", help="figures for Prometheus, e.g. 127.0.0.1:9090: frames, latency, darkness"
+    )
     parser.add_argument("--every-frame", action="store_true", help="drop no frame; for files")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)"
@@ -121,9 +127,10 @@ def run(arguments: argparse.Namespace) -> int:
         _ended_by_signals(stream),
         _Sinks(arguments, predictor, stream) as sinks,
         status,
+        Watchdog() as watchdog,
     ):
         tracks = make_tracks(arguments, zones, predictor.contract.class_names, feed.fps)
-        _work(stream, sinks, status, predictor, tracks)
+        _work(stream, sinks, status, predictor, tracks, watchdog)
         state = stream.state()
     if not arguments.quiet:
         out = sys.stderr if arguments.jsonl == "-" else sys.stdout
@@ -136,9 +143,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 3 if feed.picture_names and state.odd else 0
 
 
-def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor, tracks: Tracks | None) -> None:
+def _work(
+    stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor, tracks: Tracks | None, watchdog: Watchdog
+) -> None:
     """Give every result to every sink, until the source or the user ends."""
-    fill_hint = FillHint(predictor.geometry)
+    fill_hint, night_watch = FillHint(predictor.geometry), NightWatch(predictor.contract.calibrated_luminance)
     for result in stream.results(idle_s=0.5):
         if result is None:
             status.tell(stream)
@@ -147,6 +156,8 @@ def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor, 
             continue
         if hint := fill_hint.about(*result.pixels.shape[:2]):
             status.changed(hint)
+        if warning := night_watch.about(result.pixels, result.captured_at):
+            status.changed(warning)
         result = _tracked(result, stream.feed, tracks) if tracks else result
         wanted = any(sink.wants_overlay for sink in sinks.all)
         overlay = draw(result.pixels, result.detections, predictor.contract.class_names) if wanted else None
@@ -154,6 +165,7 @@ def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor, 
             tracks.draw(overlay, result.detections)
         goes_on = [sink.add(result, overlay) for sink in sinks.all]
         status.tell(stream, result)
+        watchdog.frame(time.monotonic())
         if not all(goes_on):
             return
 
@@ -223,16 +235,22 @@ class _Sinks:
         arguments, contract = self._arguments, self._predictor.contract
         serve, show = arguments.serve, arguments.show
         files = (arguments.video, arguments.jsonl, arguments.coco, arguments.mot, arguments.report)
-        if not any((serve, show, *files)):
+        if not any((serve, show, arguments.metrics, *files)):
             try:
                 yield WindowSink("")
             except WnlbError:
                 serve = DEFAULT_PAGE
+        facts = {"source": self._stream.feed.name, "model": arguments.model.name}
+        facts["backend"] = self._predictor.backend.description
         if serve:
-            page = LivePage(serve, self._facts(), contract.class_names)
+            page = LivePage(serve, facts, contract.class_names)
             reach = "on this machine only" if page.is_loopback else "for everybody who reaches this machine"
             print(f"live page at {page.url}, {reach}", file=sys.stderr, flush=True)
             yield PageSink(page, self._stream)
+        if arguments.metrics:
+            metrics = MetricsSink(arguments.metrics, self._stream, contract, facts)
+            print(f"metrics at {metrics.url}", file=sys.stderr, flush=True)
+            yield metrics
         if show:
             yield WindowSink(f"leave it out, or use --serve {DEFAULT_PAGE}")
         if arguments.video:
@@ -245,11 +263,7 @@ class _Sinks:
         if arguments.mot:
             yield MotSink(arguments.mot)
         if arguments.report:
-            yield ReportSink(arguments.report, self._facts(), contract.class_names, self._stream)
-
-    def _facts(self) -> dict[str, str]:
-        model, source = self._arguments.model.name, self._stream.feed.name
-        return {"source": source, "model": model, "backend": self._predictor.backend.description}
+            yield ReportSink(arguments.report, facts, contract.class_names, self._stream)
 
 
 class _Status:

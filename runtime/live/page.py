@@ -47,7 +47,7 @@ class LivePage:
     """
 
     def __init__(self, address: str, facts: dict[str, str], class_names: tuple[str, ...]) -> None:
-        host, port = _parsed(address)
+        host, port = host_and_port(address)
         self.state: Callable[[], dict[str, Any]] = dict
         self._facts, self._names = facts, class_names
         self._changed = threading.Condition()
@@ -217,7 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _parsed(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[IPv6]:PORT`` in two. Raises WnlbError for anything else."""
     host, colon, port = address.rpartition(":")
     host = host.strip("[]")
     if not colon or not port.isdecimal() or int(port) > 65535 or not host:

@@ -19,6 +19,7 @@ from model_inputs import whole
 from wnlb.plugins import load
 from wnlb.runtime.backend import open_backend
 from wnlb.runtime.engine.backend import TensorRtBackend
+from wnlb.runtime.engine.build import BuildOptions, build_engine
 from wnlb.runtime.engine.cuda import open_cuda
 from wnlb.runtime.engine.driver import find_gpu
 from wnlb.runtime.engine.manifest import manifest_path, read_manifest
@@ -79,6 +80,27 @@ def backend_memory(name: str) -> str:
     import cuda.bindings
 
     return f"cuda-python {cuda.bindings.__version__}"
+
+
+@pytest.mark.parametrize("shared", [0, 1], ids=["own memory", "shared memory"])
+def test_of_masks_of_the_frame_only_the_rows_that_count_leave_the_gpu(
+    tmp_path: Path, driver: Any, trt: Any, memory: str, shared: int
+) -> None:
+    """Another number of rows of each frame and run; the others keep what was copied before."""
+    driver.emulatedMachine(1, 87, shared)
+    planted = Path(os.environ["EMULATED_MODEL_OF_FRAME_MASKS"])
+    reference, backend = OnnxRuntimeBackend(planted, device="cpu"), TensorRtBackend(engine_from(planted, tmp_path))
+    kept = np.zeros((2, 2, 16, 24), np.float16)
+    for bright in ([0, 0], [100, 0], [0, 200], [100, 200], [0, 0], [200, 200]):
+        image = np.broadcast_to(np.array(bright, np.uint8).reshape(2, 1, 1, 1), (2, 64, 96, 3)).copy()
+        expected, found = reference.run(whole(image)), backend.run(whole(image))
+        counts = [int(value > 255 / 4) + int(value > 255 / 2) for value in bright]
+        assert found["count"].tolist() == expected["count"].tolist() == counts
+        for frame, count in enumerate(counts):
+            kept[frame, : 2 if shared else count] = expected["masks"][frame, : 2 if shared else count]
+        np.testing.assert_array_equal(found["masks"], kept)
+    assert backend.timed(True, True, False)["d2h"] >= 0
+    backend.close()
 
 
 class OnDevice:
@@ -395,7 +417,7 @@ def test_the_plugin_of_the_build_is_asked_for(
     for _ in range(2):  # registered once, by the build
         TensorRtBackend(engine).close()
     bare = tmp_path / "bare.engine"
-    shutil.copy(engine, bare)
+    build_engine(fused, bare, BuildOptions(target="tensorrt", mask_rows="all"))  # as trtexec would
     TensorRtBackend(bare, trust=fused).close()
     monkeypatch.setenv("WNLB_PLUGIN_LIBRARY", str(make_plugin(100301)))
     with pytest.raises(WnlbError, match="the engine was built with"):

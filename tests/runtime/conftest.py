@@ -27,6 +27,11 @@ CLIP = [
     helper.make_node("Unsqueeze", ["limits", "one"], ["limit"]),
     helper.make_node("Min", ["boxes_value", "limit"], ["boxes"]),
 ]
+COUNTED = [
+    helper.make_node("Greater", ["scores", "quarter"], ["bright"]),
+    helper.make_node("Cast", ["bright"], ["bright_rows"], to=TensorProto.INT32),
+    helper.make_node("ReduceSum", ["bright_rows", "one"], ["count"], keepdims=0),
+]
 PASS = [helper.make_node("Identity", ["boxes_value"], ["boxes"])]  # in files of format 1
 
 
@@ -47,7 +52,8 @@ def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]
     """Writes a model file, for a batch of two, that finds the same two boxes in every frame.
 
     A lamp, with the input's mean brightness as its score, at 8 16 40 48; and a dark cat with half of that at
-    32 0 96 64, both clipped to the content. Every pixel of both masks is set.
+    32 0 96 64, both clipped to the content. Every pixel of both masks is set, with the number of its row from 1 up.
+    With masks of the frame only what scores above 0.25 counts.
     """
 
     def write(path: Path, contract: Contract | None = None, **metadata: str) -> Path:
@@ -62,11 +68,18 @@ def planted_model(make_contract: Callable[..., Contract]) -> Callable[..., Path]
             "half": np.array(0.5, np.float32),
             "boxes_value": np.tile(np.array([[8, 16, 40, 48], [32, 0, 96, 64]], np.float32), (batch, 1, 1)),
             "labels_value": np.tile(np.array([1, 2], np.int32), (batch, 1)),
-            "masks_value": np.ones((batch, 2, 28, 28), np.float32),
             "count_value": np.full(batch, 2, np.int32),
         }
+        if "masks" in shapes:
+            numbers = np.arange(1, 2 * batch + 1).reshape(batch, 2, 1, 1)
+            values["masks_value"] = np.broadcast_to(numbers, (batch, *contract.output_shapes["masks"][1:]))
+            values["masks_value"] = values["masks_value"].astype(contract.types["masks"])
         kinds = {n: helper.np_dtype_to_tensor_dtype(np.dtype(kind)) for n, kind in contract.types.items()}
         nodes = NODES + (PASS if contract.format == 1 else CLIP)
+        if contract.masks == "frame":
+            nodes = [node for node in nodes if node.output[0] != "count"] + COUNTED
+            values |= {"quarter": np.array(0.25, np.float32)}
+            del values["count_value"]
         if contract.min_batch is not None:  # a row of the constants for each frame
             values |= {f"rest_{name}": np.array(shapes[name][1:], np.int64) for name in OPENED if name in shapes}
             nodes = [OPENED.get(node.output[0], node) for node in nodes]

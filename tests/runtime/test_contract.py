@@ -61,6 +61,47 @@ def test_files_of_all_formats_stay_readable(version):
     assert json.loads(contract.to_json()) == {**REQUIRED, **OPTIONAL, **fixed}
 
 
+ONE_STAGE = {
+    **REQUIRED,
+    **dict.fromkeys(("rpn_nms_threshold", "pre_nms_top_n", "post_nms_top_n")),
+    "framework": "ultralytics",
+    "padding": "centre",
+    "masks": "frame",
+}
+
+
+def test_networks_without_proposals_are_written_in_format_3():
+    contract = Contract(**ONE_STAGE)
+    assert contract.format == 3
+    assert Contract.from_json(contract.to_json()) == contract
+    assert {name: json.loads(contract.to_json())[name] for name in ONE_STAGE} == ONE_STAGE
+    assert contract.output_shapes["masks"] == (1, 100, 16, 24)
+    assert contract.types["masks"] == "float16"
+    assert dataclasses.replace(contract, masks="none").output_shapes.keys() == {"boxes", "scores", "labels", "count"}
+    without_nms = {**ONE_STAGE, "framework": "mmdetection-solov2", "padding": "corner"}
+    without_nms |= dict.fromkeys(("nms_threshold", "nms_rounds"))
+    assert Contract.from_json(Contract(**without_nms).to_json()).nms_rounds is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({**REQUIRED, "padding": "centre"}, "padding is 'centre'; expected corner"),
+        ({**REQUIRED, "masks": "frame"}, "masks is 'frame'; expected box or none"),
+        ({**REQUIRED, "nms_rounds": None}, "nms_rounds is None; expected a whole number"),
+        ({**REQUIRED, "rpn_nms_threshold": None}, "rpn_nms_threshold is None; expected a number"),
+        ({**ONE_STAGE, "masks": "box"}, "masks is 'box'; expected frame or none"),
+        ({**ONE_STAGE, "post_nms_top_n": 100}, "post_nms_top_n is 100; expected none"),
+        ({**ONE_STAGE, "nms_threshold": None}, "nms_rounds is 20; expected none"),
+        ({**ONE_STAGE, "padding": "left"}, "padding is 'left'; expected corner or centre"),
+        ({**ONE_STAGE, "format": 2}, "format is 2; expected 3, the first that knows ultralytics"),
+    ],
+)
+def test_what_no_network_of_a_kind_has_is_refused(entries, said):
+    with pytest.raises(ContractError, match=said):
+        Contract(**entries)
+
+
 def test_files_are_written_in_format_2_which_knows_the_content():
     contract = Contract(**REQUIRED)
     assert contract.format == 2
@@ -90,6 +131,17 @@ def test_a_contract_of_one_batch_is_written_as_before():
     assert (contract.batches, contract.batch_text, contract.axis) == (range(4, 5), "4", 4)
     assert contract.stated(contract.input_shapes) == contract.input_shapes
     assert contract.batch_for(1) == 4
+
+
+def test_the_luminance_that_int8_was_calibrated_on():
+    """Absent where there is none, as in the files from before."""
+    contract = Contract.from_json(written(precision="int8+fp16", calibrated_luminance=[0.001, 0.25]))
+    assert contract.calibrated_luminance == (0.001, 0.25)
+    assert Contract.from_json(contract.to_json()) == contract
+    assert "calibrated_luminance" not in json.loads(Contract(**REQUIRED).to_json())
+    for wrong in ([0.2, 0.1], [0.1], [-0.1, 0.1], [0.1, 1.5], ["a", "b"], 0.1):
+        with pytest.raises(ContractError, match=r"calibrated_luminance is .*; expected two ascending numbers"):
+            Contract.from_json(written(calibrated_luminance=wrong))
 
 
 @pytest.mark.parametrize("least", [0, 8, 9, -1, 1.0, True, "1"])
@@ -155,7 +207,7 @@ def test_a_bad_entry_is_named_with_what_was_got(name, value):
         ("3", "int"),
         ("null", "NoneType"),
         ("{}", "format is None"),
-        *((json.dumps({"format": other, **REQUIRED}), f"format is {other}") for other in (0, 3, 1.5)),
+        *((json.dumps({"format": other, **REQUIRED}), f"format is {other}") for other in (0, 4, 1.5)),
         (written(colour="RGB", zoom=1), "unknown entries colour, zoom"),
         (
             json.dumps({"format": 1, **{name: REQUIRED[name] for name in REQUIRED if name != "nms_rounds"}}),

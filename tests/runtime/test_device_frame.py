@@ -18,11 +18,13 @@ from wnlb.runtime.predictor import Predictor
 SIZES = [(64, 96), (32, 48), (97, 101), (480, 640), (1, 1), (7, 500), (63, 96), (200, 96)]
 
 
-@pytest.mark.parametrize("resize", ["fit", "stretch"])
+@pytest.mark.parametrize(("resize", "padding"), [("fit", "corner"), ("fit", "centre"), ("stretch", "corner")])
 @pytest.mark.parametrize(("interpolation", "levels"), [("bilinear", 1), ("nearest", 0), ("antialiased", 1)])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_input_is_that_of_the_host(size: tuple[int, int], interpolation: str, levels: int, resize: str) -> None:
-    geometry = Geometry(64, 96, resize, interpolation, (124, 116, 104))
+def test_the_input_is_that_of_the_host(
+    size: tuple[int, int], interpolation: str, levels: int, resize: str, padding: str
+) -> None:
+    geometry = Geometry(64, 96, resize, interpolation, (124, 116, 104), padding=padding)
     frame = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     expected, placement = geometry.prepare(frame)
     out = torch.full((64, 96, 3), 9, dtype=torch.uint8)

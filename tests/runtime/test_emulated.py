@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[1] / "emulation"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-@pytest.mark.parametrize("part", ["test_backend_emulated.py", "test_build_emulated.py", "test_timing_emulated.py"])
+@pytest.mark.parametrize("part", sorted(path.name for path in FOLDER.glob("test_*_emulated.py")))
 def test_on_an_emulated_gpu(
     part: str,
     planted_model_path: Path,
@@ -32,12 +32,14 @@ def test_on_an_emulated_gpu(
     model = onnx.load(small_model_path)
     assert fuse_attention(model)
     onnx.save(model, tmp_path / "fused.onnx")
+    of_frame_masks = make_contract(batch=2, framework="ultralytics", masks="frame")
     environment = {
         **os.environ,
         "EMULATED_FOLDER": str(tmp_path),
         "EMULATED_MODEL": str(planted_model_path),
         "EMULATED_MODEL_OF_BATCHES": str(planted_batches_path),
         "EMULATED_MODEL_OF_FORMAT_1": str(planted_model(tmp_path / "1.onnx", make_contract(batch=2, format=1))),
+        "EMULATED_MODEL_OF_FRAME_MASKS": str(planted_model(tmp_path / "frame.onnx", of_frame_masks)),
         "EMULATED_FUSED_MODEL": str(tmp_path / "fused.onnx"),
     }
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_ADDOPTS"):

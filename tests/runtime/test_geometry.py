@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -197,6 +198,34 @@ def test_pads_right_and_bottom(frame, resize, interpolation):
     assert prepared.dtype == np.uint8
     np.testing.assert_array_equal(prepared, expected)
     assert resize == "fit" or (placement.height, placement.width) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (128, 128), (416, 608)])
+@pytest.mark.parametrize("frame", [*FRAMES, (1080, 1920), (333, 517), (41, 96), (3, 4000), (127, 254)], ids=str)
+def test_the_padding_is_where_ultralytics_has_it(frame, size):
+    """By the formulas of its ``LetterBox``, which rounds half to even."""
+    share = min(size[0] / frame[0], size[1] / frame[1])
+    height, width = (max(round(side * share), 1) for side in frame)
+    top, left = (round((side - used) / 2 - 0.1) for side, used in zip(size, (height, width), strict=True))
+    geometry = Geometry(*size, size_rule="nearest even", padding="centre", pad_rgb=(114, 114, 114))
+    picture = noise(*frame)
+    prepared, placement = geometry.prepare(picture)
+    assert placement == Placement(*frame, height, width, top, left)
+    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+    bottom, right = (round((side - used) / 2 + 0.1) for side, used in zip(size, (height, width), strict=True))
+    expected = cv2.copyMakeBorder(resized, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(114, 114, 114))
+    np.testing.assert_array_equal(prepared[..., ::-1], expected)
+    boxes = np.random.default_rng(0).uniform(0, 1, (50, 4)) * ([frame[1], frame[0]] * 2)
+    there = placement.boxes_to_input(boxes)
+    np.testing.assert_allclose(there, boxes * ([width / frame[1], height / frame[0]] * 2) + [left, top, left, top])
+    np.testing.assert_allclose(placement.boxes_to_frame(there), boxes, rtol=1e-9, atol=1e-9)
+
+
+def test_halves_are_rounded_to_even():
+    assert Geometry(64, 96, size_rule="nearest even").place(65 * 2, 192).height == 64  # no more than the input holds
+    assert Geometry(640, 640, size_rule="nearest even").place(1, 1280).height == 1  # 0.5 would be nothing
+    assert Geometry(640, 640, size_rule="nearest even").place(5, 1280).height == 2  # 2.5
+    assert Geometry(640, 640, size_rule="nearest even").place(7, 1280).height == 4  # 3.5
 
 
 def test_an_exact_frame_is_only_turned_to_rgb():

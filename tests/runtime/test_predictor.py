@@ -51,6 +51,26 @@ def backend(make_contract):
     return PlantedBackend(contract, boxes=boxes, scores=scores, labels=labels, masks=masks, count=np.array([3, 1]))
 
 
+def test_masks_of_the_frame(make_contract):
+    """Centred, and pasted by the framework's rule: what has no pixel is no detection of ultralytics."""
+    contract = make_contract(batch=1, detections=4, framework="ultralytics", padding="centre", masks="frame")
+    boxes = np.array([[[32, 0, 64, 32], [32, 0, 64, 32], [40, 8, 200, 200], [0, 0, 9, 9]]], np.float32)
+    masks = np.ones((1, 4, 16, 24), np.float16)
+    masks[0, 1] = -1
+    scores, labels = np.array([[0.9, 0.8, 0.7, 0.6]], np.float32), np.array([[1, 2, 2, 1]], np.int32)
+    planted = PlantedBackend(contract, boxes=boxes, scores=scores, labels=labels, masks=masks, count=np.array([3]))
+    with Predictor(planted) as predictor:
+        found = predictor(frame(128, 64))  # 64 x 32 of the input, from column 32
+        assert planted.contents == [[[64, 32]]]
+        np.testing.assert_allclose(found.scores, [0.9, 0.7])
+        assert found.labels.tolist() == [1, 2]
+        assert found.boxes.tolist() == [[0, 0, 64, 64], [16, 16, 64, 128]]
+        assert [(mask.x, mask.y, *mask.pixels.shape) for mask in found.masks] == [(0, 0, 64, 64), (16, 16, 112, 48)]
+        assert all(mask.pixels.all() for mask in found.masks)
+    with Predictor(planted, score_threshold=0.75) as predictor:
+        assert len(predictor(frame(128, 64)).masks) == 1
+
+
 def frame(height: int, width: int, value: int = 50) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
 
@@ -121,7 +141,7 @@ def test_prepares_each_frame_as_the_contract_says(backend):
         backend.contract, framework="mmdetection", resize="stretch", scale=(90, 60), interpolation="nearest"
     )
     geometry = geometry_of(contract)
-    assert dataclasses.astuple(geometry) == (64, 96, "stretch", "nearest", (7, 8, 9), (90, 60), "nearest")
+    assert dataclasses.astuple(geometry) == (64, 96, "stretch", "nearest", (7, 8, 9), (90, 60), "nearest", "corner")
 
 
 def test_tells_what_of_each_input_the_frame_fills(backend):

@@ -13,7 +13,7 @@ from torch import Tensor
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.options import ExportOptions
-from wnlb.runtime.conventions import MMDETECTION, TORCHVISION, Conventions
+from wnlb.runtime.conventions import MMDETECTION, TORCHVISION, MaskRcnnConventions
 
 HEIGHT, WIDTH, ROWS, CLASSES = 64, 96, 20, 8
 COUNTS = [(0, 0, 0), (1, 0, 0), (0, 17, ROWS), (ROWS, ROWS, ROWS), (3, 1, 2)]
@@ -26,7 +26,7 @@ def _float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def stage(target: str, conventions: Conventions) -> Any:
+def stage(target: str, conventions: MaskRcnnConventions) -> Any:
     """The detection stage for a batch of three."""
     model, options = small_model().double(), ExportOptions(HEIGHT, WIDTH, batch=3, detections=ROWS, target=target)
     configure(model, options)
@@ -57,7 +57,7 @@ def test_for_a_cpu_it_computes_the_same_as_the_convolutions(counts: tuple[int, .
 
 @pytest.mark.parametrize("conventions", [TORCHVISION, MMDETECTION], ids=lambda each: each.framework)
 @pytest.mark.parametrize("counts", COUNTS)
-def test_other_rows_do_not_change_a_mask(counts: tuple[int, ...], conventions: Conventions) -> None:
+def test_other_rows_do_not_change_a_mask(counts: tuple[int, ...], conventions: MaskRcnnConventions) -> None:
     levels, boxes, labels, found = inputs(counts)
     detect = stage("cpu", conventions)
     maps = detect.maps(levels)

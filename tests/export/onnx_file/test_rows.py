@@ -21,7 +21,7 @@ from wnlb.export.onnx_file.lint import lint
 from wnlb.export.onnx_file.passes import name_by_module, name_rows
 from wnlb.export.onnx_file.verify import SCORE_THRESHOLD, dark_scene
 from wnlb.export.options import ExportOptions
-from wnlb.runtime.conventions import MMDETECTION, TORCHVISION, Conventions
+from wnlb.runtime.conventions import MMDETECTION, TORCHVISION, MaskRcnnConventions
 from wnlb.runtime.profile.stages import stage_of
 
 NAMES = ("boxes", "scores", "labels", "masks", "count")
@@ -54,7 +54,7 @@ class Traced(NamedTuple):
         return masks.numpy()
 
 
-def traced(batch: int, target: str = "cpu", conventions: Conventions = TORCHVISION) -> Traced:
+def traced(batch: int, target: str = "cpu", conventions: MaskRcnnConventions = TORCHVISION) -> Traced:
     counts = {"pre_nms_top_n": 100, "post_nms_top_n": 60, "candidates": 480, "nms_rounds": 16, "detections": ROWS}
     model, options = small_model(), ExportOptions(64, 96, batch=batch, target=target, **counts)
     configure(model.float(), options)
