@@ -82,6 +82,7 @@ def examine() -> Iterator[Finding]:
         ("label", lambda: _packages("label", "pyarrow", "fsspec")),
         ("label, Ray", lambda: _packages("ray", "ray")),
         ("metrics", lambda: _packages("metrics", "prometheus_client")),
+        ("track", lambda: _packages("track", "trackers", "supervision")),
     ):
         yield _looked(what, look)
     yield from _evidence()
