@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from wnlb.export.arguments import parse_batches, parse_bytes, plan_table
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
@@ -244,7 +245,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     from wnlb.runtime.geometry import parse_size
 
     height, width = parse_size(arguments.size)
-    min_batch, batch = _batches(arguments.batch)
+    min_batch, batch = parse_batches(arguments.batch)
     return ExportOptions(
         height=height,
         width=width,
@@ -259,26 +260,11 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         nms_rounds=arguments.nms_rounds,
         masks=arguments.masks,
         attention=arguments.attention,
-        attention_memory=_bytes(arguments.attention_memory) if arguments.attention_memory else None,
+        attention_memory=parse_bytes(arguments.attention_memory) if arguments.attention_memory else None,
         target=arguments.target,
         resize=arguments.resize,
         interpolation=arguments.interpolation,
     )
-
-
-def _batches(text: str) -> tuple[int | None, int]:
-    """``min_batch`` and ``batch``: of ``"4"`` None and 4, of ``"1-8"`` 1 and 8."""
-    found = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})", text, re.ASCII)
-    if not found:
-        raise WnlbError(f"batch is {text!r}; expected a number of frames such as 4, or the fewest and the most: 1-8")
-    return (int(found[1]) if found[1] else None), int(found[2])
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)?", text, re.IGNORECASE)
-    if not found:
-        raise WnlbError(f"attention memory is {text!r}; expected a size such as 256MiB or 1GiB")
-    return int(float(found[1]) * 1024 ** ["", "kib", "mib", "gib"].index((found[2] or "").lower()))
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -311,21 +297,7 @@ def _plan_text(path: Path, checkpoint: LoadedCheckpoint, plans: list[AttentionPl
     header += "".join(f"\nhint: {hint}" for hint in checkpoint.hints)
     if not plans:
         return header + "\n"
-    rows = [
-        (
-            plan.level,
-            plan.form,
-            plan.positions,
-            plan.inner_channels,
-            f"{plan.flops / 1e9:.2f}",
-            human_bytes(plan.matrix_bytes),
-            plan.chunks,
-            human_bytes(plan.chunk_bytes),
-        )
-        for plan in plans
-    ]
-    columns = ("level", "form", "N", "d", "GFLOP", "N x N matrix", "chunks", "held at once")
-    return f"{header}\n\n{table(columns, rows)}\n"
+    return f"{header}\n\n{plan_table(plans)}\n"
 
 
 def _verification_text(report: ExportReport) -> str:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wnlb.export.graph.mask_extent import mask_extents
-from wnlb.export.graph.pyramid import PyramidGraph, take_rows
+from wnlb.export.graph.pyramid import PyramidGraph
+from wnlb.export.graph.static_ops import take_rows
 from wnlb.export.options import ExportOptions
 from wnlb.export.solov2 import Selection, Solov2, Solov2Config
 

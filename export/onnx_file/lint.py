@@ -9,18 +9,31 @@ from onnx import helper, numpy_helper, shape_inference
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_DOMAIN, RUNTIME_OP, unfuse_attention
 from wnlb.export.options import MAX_TOP_K
 from wnlb.runtime.contract import Contract
+from wnlb.runtime.conventions import MASK_RCNN
 from wnlb.runtime.errors import GraphError
 from wnlb.runtime.onnx_file import with_shapes
 
 OPERATORS = frozenset(
-    "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater GreaterOrEqual "
-    "GridSample InstanceNormalization Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMax ReduceMean "
-    "ReduceSum Relu Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
+    "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater "
+    "GreaterOrEqual GridSample Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu "
+    "Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
 )
+# In networks that are no Mask R-CNN: SOLOv2, and those that other tools wrote.
+FOREIGN_OPERATORS = frozenset("ArgMax ConvTranspose InstanceNormalization ReduceMax ReduceMin".split())
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
 CPU_OPERATORS = frozenset(
     (
-        *("CumSum", "NonMaxSuppression", "NonZero", "Range", "RoiAlign", "Shape", "ScatterElements", "ScatterND"),
+        *(
+            "CumSum",
+            "NonMaxSuppression",
+            "NonZero",
+            "Range",
+            "ReduceMax",
+            "RoiAlign",
+            "Shape",
+            "ScatterElements",
+            "ScatterND",
+        ),
         f"{RUNTIME_DOMAIN}.{RUNTIME_OP}",
     )
 )
@@ -39,11 +52,11 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     """Raise GraphError listing every rule that ``model`` breaks.
 
     Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (also of
-    ``CPU_OPERATORS`` in a file for a CPU, of ``BATCH_OPERATORS`` where the batch is open, of ``QUANTIZERS`` in an INT8
-    file), without subgraphs; no
-    functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
-    known once the batch is, but for one size of each tensor of NMS, RoIAlign and masks in a file for a CPU (in Matrix
-    NMS two); TopK within
+    ``FOREIGN_OPERATORS`` in a network that is no Mask R-CNN, of ``CPU_OPERATORS`` in a file for a CPU, of
+    ``BATCH_OPERATORS`` where the batch is open, of ``QUANTIZERS`` in an INT8 file), without subgraphs; no functions but
+    the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape known once the
+    batch is, but for one size of each tensor of NMS, RoIAlign and masks in a file for a CPU (in Matrix NMS two); TopK
+    within
     TensorRT's limit; inputs go straight into Cast.
     """
     promised = sum(form.endswith("/plugin") for form in contract.attention.values())
@@ -85,6 +98,7 @@ def _interface(model: onnx.ModelProto, contract: Contract) -> list[str]:
 
 def _operators(model: onnx.ModelProto, contract: Contract) -> list[str]:
     allowed = OPERATORS | (CPU_OPERATORS if contract.target == "cpu" else frozenset())
+    allowed |= FOREIGN_OPERATORS if contract.framework not in MASK_RCNN else frozenset()
     allowed |= BATCH_OPERATORS if contract.min_batch is not None else frozenset()
     allowed |= QUANTIZERS if contract.precision.startswith("int8") else frozenset()
     found = {f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node}
