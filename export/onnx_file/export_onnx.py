@@ -116,6 +116,9 @@ def configure(model: MaskRCNN | Solov2, options: ExportOptions) -> None:
         WnlbError: one of them is of something that the network does not have.
     """
     model.eval()
+    other = "box" if isinstance(model, Solov2) else "frame"
+    if options.masks == other:
+        raise WnlbError(f"masks is {other!r}, which this network does not make; expected none, or leave it out")
     if isinstance(model, Solov2):
         _configure_solov2(model, options)
         return
