@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from wnlb.export.onnx_file.export_onnx import ExportReport
 
 _DESCRIPTION = """\
-Read a checkpoint of a Mask R-CNN of torchvision, mmdetection (LIS too) or detectron2, with or without weighted
-non-local blocks (.pth, .pt, .pkl, .safetensors, or the index of a sharded one; nothing in it is run), and write one
-static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
+Read a checkpoint of a Mask R-CNN of torchvision, mmdetection (LIS too) or detectron2, or of mmdetection's SOLOv2, with
+or without weighted non-local blocks (.pth, .pt, .pkl, .safetensors, or the index of a sharded one; nothing in it is
+run), and write one static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
 
 The file is compared with the eager model of the framework that trained it on four inputs before it appears; where
 anything differs by more than rounding, no file is written and the exit code is 1.
@@ -37,7 +37,7 @@ anything differs by more than rounding, no file is written and the exit code is 
   wnlb export coco -o model.onnx --size 608x800                                  # detects in real photographs
   wnlb export hf://owner/repo/model.safetensors -o model.onnx --size 416x608 --sha256 HEX
   wnlb export checkpoint.pth -o model.onnx --size 416x608
-  wnlb export epoch_12.pth -o model.onnx --size 416x608                           # mmdetection, LIS
+  wnlb export epoch_12.pth -o model.onnx --size 416x608                           # mmdetection, SOLOv2 too; LIS
   wnlb export epoch_12.pth -o model.onnx --size 416x608 --config mask_rcnn.py     # ... where it holds no configuration
   wnlb export model_final.pth -o model.onnx --size 800x1344 --config config.yaml  # detectron2
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest
@@ -106,7 +106,7 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
         type=int,
         default=defaults["candidates"],
         metavar="N",
-        help="(proposal, class) pairs that enter the last NMS (default: %(default)s)",
+        help="(proposal, class) pairs that enter the last NMS, or (cell, class) pairs of SOLOv2 (default: %(default)s)",
     )
     graph.add_argument(
         "--nms-rounds",
@@ -176,8 +176,9 @@ def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         help="a field of ModelConfig that the weights do not tell: mode=dot, norm_eps=0, "
         "anchor_sizes=[32,64,128,256,512] (or a list of them at each level), aspect_ratios=[0.5,1,2], "
         "image_mean=[0.5,0.5,0.5], image_std=[1,1,1]; of mmdetection and detectron2 what their configuration would "
-        "tell: style=caffe, channel_order=bgr, mean=[103.5,116.3,123.7], scale=[600,400], and what a class of your own "
-        "is to be read as: backbone_type=ResNet",
+        "tell: style=caffe, channel_order=bgr, mean=[103.5,116.3,123.7], scale=[600,400], of SOLOv2 also "
+        "cell_threshold=0.1, nms_candidates=500, nms_sigma=2, and what a class of your own is to be read as: "
+        "backbone_type=ResNet",
     )
 
 

@@ -153,11 +153,15 @@ def assert_equals(
     flat, their_flat = (value.reshape(len(value), -1).astype(np.float32) for value in (masks, theirs))
     shared = flat @ their_flat.T
     differing = flat.sum(1)[:, None] + their_flat.sum(1) - 2 * shared  # pixels
+    near = np.abs(scores[:, None] - their_scores).min(1).max()
     left, wrong = np.where(apart, np.inf, differing), 0.0
     for _ in masks:
         i, j = divmod(int(left.argmin()), len(masks))
         wrong += left[i, j]
         left[i] = left[:, j] = np.inf
+    print(
+        f"{family} {name}: {len(masks)} found, scores {near:.1e}, {wrong:.0f} of {their_flat.sum():.0f} pixels differ"
+    )
     assert wrong <= 1e-3 * their_flat.sum()  # infinite where one was left over
 
 

@@ -14,6 +14,10 @@ STAGES = (
     "c4",
     "c5",
     "fpn",
+    "cells",  # this and the next three are of SOLOv2
+    "mask features",
+    "masks",
+    "matrix nms",
     "rpn",
     "proposals",
     "box roi align",
@@ -21,10 +25,6 @@ STAGES = (
     "detections",
     "mask roi align",
     "mask head",
-    "cells",
-    "mask features",
-    "masks",
-    "matrix nms",
 )
 UNKNOWN = "unknown"  # where no layer tells
 _SCOPES = (

@@ -122,11 +122,11 @@ def test_other_networks_are_refused_by_name(old: str, new: str, message: str) ->
 def test_other_heads_are_refused_by_their_weights(tmp_path: Path) -> None:
     state = solo_checkpoint.small_state(levels=())
     assert recognise(state) == FRAMEWORK
-    with pytest.raises(CheckpointError, match="conv_offset.weight, of a deformable convolution"):
+    with pytest.raises(CheckpointError, match=r"conv_offset\.weight, of a deformable convolution"):
         read(tmp_path, {**state, "mask_head.cls_convs.0.conv.conv_offset.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="of a head with batch norms"):
         read(tmp_path, {**state, "mask_head.cls_convs.0.bn.weight": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="belong to no SOLOv2 of mmdetection: mask_head.more.weight"):
+    with pytest.raises(CheckpointError, match=r"belong to no SOLOv2 of mmdetection: mask_head\.more\.weight"):
         read(tmp_path, {**state, "mask_head.more.weight": torch.zeros(1)})
     del state["mask_head.conv_kernel.weight"]
     with pytest.raises(CheckpointError, match="has no kernel branch, or not all of it; expected a SOLOv2"):
