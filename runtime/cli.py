@@ -20,6 +20,7 @@ from wnlb.runtime.errors import PictureWarning, WnlbError
 
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
+    "adopt": ("wnlb.export.adopt.command", "segmentation ONNX file of another tool (YOLO-seg) to a file of ours"),
     "convert": ("wnlb.calibration.precision.command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.engine.command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
     "deepstream": (

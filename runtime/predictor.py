@@ -15,7 +15,7 @@ from wnlb.runtime.backend import Backend, open_backend
 from wnlb.runtime.detections import Detections, paste_masks
 from wnlb.runtime.device_frame import as_tensor, is_on_device, prepare_tensor, synchronize
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.frame_masks import paste_frame_masks
+from wnlb.runtime.frame_masks import extents, paste_frame_masks
 from wnlb.runtime.geometry import Placement
 from wnlb.runtime.inputs import geometry_of, named_inputs
 from wnlb.runtime.served_model import Model, ServedModel
@@ -124,6 +124,7 @@ class Predictor:
             pasted = paste_frame_masks(outputs["masks"][i, :count], boxes, placement, how)
             if conventions.drops_empty:
                 kept = np.array([mask.pixels.any() for mask in pasted], bool)
+            boxes = extents(pasted) if conventions.boxes_of_masks else boxes
             masks = tuple(mask for mask, keep in zip(pasted, kept.tolist(), strict=True) if keep)
         return Detections(height, width, boxes[kept], scores[:count][kept], outputs["labels"][i, :count][kept], masks)
 

@@ -41,6 +41,7 @@ ROOMS = {
     "calibration.accuracy": {"calibration.labels", "calibration.scenes"},
     "calibration.precision": {"calibration.scenes", "calibration.accuracy"},
     "calibration.comparison": {"calibration.scenes", "calibration.accuracy", "calibration.precision"},
+    "export.adopt": {"export", "export.graph", "export.onnx_file", "export.references"},
     "export.checkpoints": {"export"},
     "export.graph": {"export"},
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},

@@ -27,8 +27,16 @@ from wnlb.export.graph.anchors import pyramid_anchors
 from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
 from wnlb.export.graph.mask_branch import MaskBranch, RowsMaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
-from wnlb.export.graph.pyramid import PyramidGraph, take_rows
-from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign, StaticNMS, clip_boxes, decode_boxes, large_enough
+from wnlb.export.graph.pyramid import PyramidGraph
+from wnlb.export.graph.static_ops import (
+    AtlasLayout,
+    AtlasRoIAlign,
+    StaticNMS,
+    clip_boxes,
+    decode_boxes,
+    large_enough,
+    take_rows,
+)
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.conventions import TORCHVISION, MaskRcnnConventions
 from wnlb.runtime.errors import GraphError
