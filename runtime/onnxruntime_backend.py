@@ -11,6 +11,7 @@ from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.denormals import flush_in_session, without_denormals
 from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
 from wnlb.runtime.inputs import check_inputs
+from wnlb.runtime.onnx_file import no_contract
 
 DEVICES = ("auto", "cpu", "cuda")
 MOST_THREADS = 1024
@@ -40,7 +41,7 @@ class OnnxRuntimeBackend:
         except UnicodeDecodeError as error:
             raise WnlbError(f"model {path} is damaged: its names or metadata are no text ({error})") from error
         if text is None:
-            raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
+            raise ContractError(no_contract(path))
         self.contract = Contract.from_json(text)
         self._path = path
         on_cuda = session.get_providers()[0] == "CUDAExecutionProvider"

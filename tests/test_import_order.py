@@ -64,6 +64,7 @@ BESIDE = {
     "runtime.doctor_command": {"plugins.library"},
     "runtime.serving.repository": {"plugins.library"},  # to put it beside the engines that need it
     "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
+    "runtime.inspect_command": {"export.onnx_file.attention_nodes"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
 
