@@ -33,6 +33,7 @@ import psutil
 import real_triton
 import tritonclient.grpc as triton
 from bench_padded import night_frames
+from counts import from_
 from tqdm import tqdm
 
 from wnlb.runtime.coco import encode_mask
@@ -54,7 +55,7 @@ Way = Callable[[bytes], None]
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", type=Path, help=".onnx of 'wnlb export' (default: the sample at 320x320)")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N")
+    parser.add_argument("--rounds", type=from_(1), default=20, metavar="N")
     parser.add_argument("--clients", default="1,4,8", metavar="N,...", help="at once (default: 1,4,8; 0 for none)")
     parser.add_argument("--seconds", type=float, default=15.0, metavar="S", help="for each number of clients")
     arguments = parser.parse_args(words)

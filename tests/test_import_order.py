@@ -211,12 +211,12 @@ def test_references_stand_on_their_own() -> None:
 
 
 def test_what_stands_at_the_top_of_the_export_imports_no_room() -> None:
-    """But for the command, in functions: ``wnlb export --help`` loads no PyTorch."""
+    """But for the command in functions, what it shares with ``adopt`` for types: ``--help`` loads no PyTorch."""
     for name, imports in IMPORTS.items():
         if place_of(name) == "export":
             rooms = {one for one in imports if place_of(one.name).startswith("export.")}
-            assert not rooms or name == "export.command", name
-    assert "torch" not in _loaded_by("wnlb.export.command")
+            assert not rooms or name in ("export.command", "export.arguments"), name
+    assert "torch" not in _loaded_by("wnlb.export.command", "wnlb.export.arguments")
 
 
 def test_the_runtime_imports_only_the_runtime() -> None:
