@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from wnlb.export.arguments import parse_batches, parse_bytes, plan_table
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
     from wnlb.export.onnx_file.export_onnx import ExportReport
 
 _DESCRIPTION = """\
-Read a checkpoint of a Mask R-CNN of torchvision, mmdetection (LIS too) or detectron2, with or without weighted
-non-local blocks (.pth, .pt, .pkl, .safetensors, or the index of a sharded one; nothing in it is run), and write one
-static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
+Read a checkpoint of a Mask R-CNN of torchvision, mmdetection (LIS too) or detectron2, or of mmdetection's SOLOv2, with
+or without weighted non-local blocks (.pth, .pt, .pkl, .safetensors, or the index of a sharded one; nothing in it is
+run), and write one static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
 
 The file is compared with the eager model of the framework that trained it on four inputs before it appears; where
 anything differs by more than rounding, no file is written and the exit code is 1.
@@ -36,7 +37,7 @@ anything differs by more than rounding, no file is written and the exit code is 
   wnlb export coco -o model.onnx --size 608x800                                  # detects in real photographs
   wnlb export hf://owner/repo/model.safetensors -o model.onnx --size 416x608 --sha256 HEX
   wnlb export checkpoint.pth -o model.onnx --size 416x608
-  wnlb export epoch_12.pth -o model.onnx --size 416x608                           # mmdetection, LIS
+  wnlb export epoch_12.pth -o model.onnx --size 416x608                           # mmdetection, SOLOv2 too; LIS
   wnlb export epoch_12.pth -o model.onnx --size 416x608 --config mask_rcnn.py     # ... where it holds no configuration
   wnlb export model_final.pth -o model.onnx --size 800x1344 --config config.yaml  # detectron2
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest
@@ -94,18 +95,31 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
         "of SOLOv2 frame, a quarter of the input's height and width)",
     )
     graph.add_argument("--detections", type=int, metavar="N", help="rows of the outputs (default: the model's, 100)")
+    graph.add_argument(
+        "--mask-rows",
+        type=int,
+        metavar="N",
+        help="masks for the best N detections of a frame alone, at a fixed cost; the others keep box, label and score, "
+        "and their mask is empty: mask AP counts them as wrong (default: all. Files for a CPU, and engines of files of "
+        "batch 1, compute no more masks than are found anyhow)",
+    )
     graph.add_argument("--score-threshold", type=float, metavar="S", help="default: the model's, 0.05")
     graph.add_argument("--nms-threshold", type=float, metavar="IOU", help="default: the model's, 0.5")
     graph.add_argument(
         "--pre-nms", type=int, metavar="N", help="anchors per level that enter NMS (default: the model's, 1000)"
     )
-    graph.add_argument("--post-nms", type=int, metavar="N", help="proposals (default: the model's, 1000)")
+    graph.add_argument(
+        "--post-nms",
+        type=int,
+        metavar="N",
+        help="proposals (default: the model's, 1000); fewer are faster, and cost AP",
+    )
     graph.add_argument(
         "--candidates",
         type=int,
         default=defaults["candidates"],
         metavar="N",
-        help="(proposal, class) pairs that enter the last NMS (default: %(default)s)",
+        help="(proposal, class) pairs that enter the last NMS, or (cell, class) pairs of SOLOv2 (default: %(default)s)",
     )
     graph.add_argument(
         "--nms-rounds",
@@ -175,8 +189,9 @@ def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         help="a field of ModelConfig that the weights do not tell: mode=dot, norm_eps=0, "
         "anchor_sizes=[32,64,128,256,512] (or a list of them at each level), aspect_ratios=[0.5,1,2], "
         "image_mean=[0.5,0.5,0.5], image_std=[1,1,1]; of mmdetection and detectron2 what their configuration would "
-        "tell: style=caffe, channel_order=bgr, mean=[103.5,116.3,123.7], scale=[600,400], and what a class of your own "
-        "is to be read as: backbone_type=ResNet",
+        "tell: style=caffe, channel_order=bgr, mean=[103.5,116.3,123.7], scale=[600,400], of SOLOv2 also "
+        "cell_threshold=0.1, nms_candidates=500, nms_sigma=2, and what a class of your own is to be read as: "
+        "backbone_type=ResNet",
     )
 
 
@@ -244,7 +259,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
     from wnlb.runtime.geometry import parse_size
 
     height, width = parse_size(arguments.size)
-    min_batch, batch = _batches(arguments.batch)
+    min_batch, batch = parse_batches(arguments.batch)
     return ExportOptions(
         height=height,
         width=width,
@@ -253,32 +268,18 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         pre_nms_top_n=arguments.pre_nms,
         post_nms_top_n=arguments.post_nms,
         detections=arguments.detections,
+        mask_rows=arguments.mask_rows,
         score_threshold=arguments.score_threshold,
         nms_threshold=arguments.nms_threshold,
         candidates=arguments.candidates,
         nms_rounds=arguments.nms_rounds,
         masks=arguments.masks,
         attention=arguments.attention,
-        attention_memory=_bytes(arguments.attention_memory) if arguments.attention_memory else None,
+        attention_memory=parse_bytes(arguments.attention_memory) if arguments.attention_memory else None,
         target=arguments.target,
         resize=arguments.resize,
         interpolation=arguments.interpolation,
     )
-
-
-def _batches(text: str) -> tuple[int | None, int]:
-    """``min_batch`` and ``batch``: of ``"4"`` None and 4, of ``"1-8"`` 1 and 8."""
-    found = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})", text, re.ASCII)
-    if not found:
-        raise WnlbError(f"batch is {text!r}; expected a number of frames such as 4, or the fewest and the most: 1-8")
-    return (int(found[1]) if found[1] else None), int(found[2])
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB)?", text, re.IGNORECASE)
-    if not found:
-        raise WnlbError(f"attention memory is {text!r}; expected a size such as 256MiB or 1GiB")
-    return int(float(found[1]) * 1024 ** ["", "kib", "mib", "gib"].index((found[2] or "").lower()))
 
 
 def _override(text: str) -> tuple[str, Any]:
@@ -311,21 +312,7 @@ def _plan_text(path: Path, checkpoint: LoadedCheckpoint, plans: list[AttentionPl
     header += "".join(f"\nhint: {hint}" for hint in checkpoint.hints)
     if not plans:
         return header + "\n"
-    rows = [
-        (
-            plan.level,
-            plan.form,
-            plan.positions,
-            plan.inner_channels,
-            f"{plan.flops / 1e9:.2f}",
-            human_bytes(plan.matrix_bytes),
-            plan.chunks,
-            human_bytes(plan.chunk_bytes),
-        )
-        for plan in plans
-    ]
-    columns = ("level", "form", "N", "d", "GFLOP", "N x N matrix", "chunks", "held at once")
-    return f"{header}\n\n{table(columns, rows)}\n"
+    return f"{header}\n\n{plan_table(plans)}\n"
 
 
 def _verification_text(report: ExportReport) -> str:

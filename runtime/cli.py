@@ -20,6 +20,7 @@ from wnlb.runtime.errors import PictureWarning, WnlbError
 
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
+    "adopt": ("wnlb.export.adopt.command", "segmentation ONNX file of another tool (YOLO-seg) to a file of ours"),
     "convert": ("wnlb.calibration.precision.command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.engine.command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
     "deepstream": (
@@ -30,6 +31,7 @@ COMMANDS = {
     "report": ("wnlb.runtime.night.command", "the page of a night that 'wnlb run --report' recorded"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
+    "triton": ("wnlb.runtime.serving.command", "serve models to many cameras with NVIDIA's Triton Inference Server"),
     "label": ("wnlb.runtime.labelling.command", "label pictures and videos by the million, for training"),
     "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness; tracks"),
     "compare": (
@@ -49,6 +51,8 @@ EXTRAS = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "cv2": "cpu",
+    "tritonclient": "triton",
+    "grpc": "triton",
     "trackers": "track",
     "pyarrow": "label",
     "fsspec": "label",

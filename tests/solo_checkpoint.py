@@ -14,8 +14,11 @@ there were ``wnlb.export.block``'s, appended to the stages of mmdetection's ResN
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,3 +127,63 @@ def digest(weights: Mapping[str, NDArray]) -> str:
 
 def _normed(name: str, out: int, inputs: int, size: int) -> Shapes:
     return {f"{name}.conv.weight": (out, inputs, size, size), f"{name}.gn.weight": (out,), f"{name}.gn.bias": (out,)}
+
+
+def assert_equals(
+    family: str, name: str, scores: NDArray, labels: NDArray, masks: NDArray[np.bool_], empty_too: bool
+) -> None:
+    """Detections in the picture ``name`` against what mmdetection found there: scores within 1e-4, of the masks' pixels
+    one in a thousand.
+
+    Each of ours belongs to the one of mmdetection's whose mask is most like its own. A mask of few cells gains or
+    loses one by rounding, its score then changes, and near ties change places.
+
+    Args:
+        labels: from 1.
+        masks: ``[D, height, width]``.
+        empty_too: whether detections without a pixel in the picture are among them, as among mmdetection's.
+    """
+    expected = {key[2:]: value for key, value in reference(family).items() if key.startswith(f"{name}_")}
+    theirs = np.unpackbits(expected["masks"], -1, count=masks.shape[2]).astype(bool)
+    kept = theirs.any((1, 2)) | empty_too
+    theirs, their_scores, their_labels = theirs[kept], expected["scores"][kept], expected["labels"][kept] + 1
+    assert len(masks) == len(theirs)
+    apart = np.abs(scores[:, None] - their_scores) > 1e-4
+    apart |= labels[:, None] != their_labels
+    flat, their_flat = (value.reshape(len(value), -1).astype(np.float32) for value in (masks, theirs))
+    shared = flat @ their_flat.T
+    differing = flat.sum(1)[:, None] + their_flat.sum(1) - 2 * shared  # pixels
+    near = np.abs(scores[:, None] - their_scores).min(1).max()
+    left, wrong = np.where(apart, np.inf, differing), 0.0
+    for _ in masks:
+        i, j = divmod(int(left.argmin()), len(masks))
+        wrong += left[i, j]
+        left[i] = left[:, j] = np.inf
+    print(
+        f"{family} {name}: {len(masks)} found, scores {near:.1e}, {wrong:.0f} of {their_flat.sum():.0f} pixels differ"
+    )
+    assert wrong <= 1e-3 * their_flat.sum()  # infinite where one was left over
+
+
+SMALL_GRIDS = (12, 10, 8, 6, 4)
+
+
+def small_config() -> str:
+    """The configuration of ``small_state``: as that of "r18", with its norms in 8 groups and ``SMALL_GRIDS``."""
+    text = bytes(reference("r18")["config"]).decode().replace("NightResNet", "ResNet")
+    text = text.replace("num_groups=32", "num_groups=8").replace("max_per_img=50", "max_per_img=20")
+    text = re.sub(r"num_grids=\[[^]]*\]", f"num_grids={list(SMALL_GRIDS)}", text)
+    return text.replace("num_classes=8,", "num_classes=8, norm_cfg=dict(type='GN', num_groups=8),")
+
+
+def small_state(seed: int = 5, levels: tuple[int, ...] = (2, 3, 4, 5), **widths: int) -> dict[str, Tensor]:
+    """A narrow SOLOv2 on a ResNet-18, with the authors' blocks after these stages."""
+    found = shapes(18, **{"convs": 1, "width": 32, "kernel": 16, "neck": 32, "mask_width": 16, **widths})
+    for level in levels:
+        found |= weighted_block(f"backbone.layer{level - 1}.wnlb", 32 << (level - 1))
+    return {name: torch.from_numpy(value) for name, value in drawn(found, seed).items()}
+
+
+def write_small(path: Path, **options: Any) -> None:
+    """As mmengine saves while training: weights, and the configuration in ``meta``."""
+    torch.save({"state_dict": small_state(**options), "meta": {"cfg": small_config(), "epoch": 12}}, path)

@@ -27,6 +27,8 @@ HEAVY = {
     "pycuda",
     "cuda",
     "pycocotools",
+    "tritonclient",
+    "grpc",
     "trackers",
     "scipy",
     "pyarrow",
@@ -39,6 +41,7 @@ ROOMS = {
     "calibration.accuracy": {"calibration.labels", "calibration.scenes"},
     "calibration.precision": {"calibration.scenes", "calibration.accuracy"},
     "calibration.comparison": {"calibration.scenes", "calibration.accuracy", "calibration.precision"},
+    "export.adopt": {"export", "export.graph", "export.onnx_file", "export.references"},
     "export.checkpoints": {"export"},
     "export.graph": {"export"},
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
@@ -51,13 +54,17 @@ ROOMS = {
     "runtime.night": {"runtime", "runtime.report"},
     "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
     "runtime.report": {"runtime"},
+    "runtime.serving": {"runtime", "runtime.engine"},
 }
 # Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
-    "runtime.engine.engine": {"plugins.library"},
+    "runtime.engine.network": {"export.onnx_file.fuse"},
+    "runtime.engine.opening": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
+    "runtime.serving.repository": {"plugins.library"},  # to put it beside the engines that need it
     "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
+    "runtime.inspect_command": {"export.onnx_file.attention_nodes"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
 

@@ -14,14 +14,14 @@ from wnlb.export.checkpoints import (
     mmdet_config,
     names_detectron2,
     names_mmdet,
+    names_solov2,
     names_torchvision_v2,
 )
 from wnlb.export.checkpoints.dialect import MARKS, canonical_state, is_called, unwrapped
 from wnlb.export.checkpoints.foreign_blocks import block_home, block_paths, block_weights
 from wnlb.export.checkpoints.name_table import renamed
 from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings, NetworkSettings
-from wnlb.export.checkpoints.solov2 import names as names_solov2
-from wnlb.export.checkpoints.solov2.settings import Solov2Settings
+from wnlb.export.checkpoints.solov2_settings import Solov2Settings
 from wnlb.runtime.errors import CheckpointError
 
 TABLES = {

@@ -14,7 +14,7 @@ from wnlb.export.checkpoints.mmdet_pipeline import Preparation, preparation
 from wnlb.export.checkpoints.python_data import data_from_file, data_from_text
 from wnlb.export.checkpoints.section import Section
 from wnlb.export.checkpoints.settings import OWN_HEADS, DetectorSettings, NetworkSettings
-from wnlb.export.checkpoints.solov2.config import Solov2Reader
+from wnlb.export.checkpoints.solov2_config import Solov2Reader
 from wnlb.runtime.errors import CheckpointError
 
 STRIDES = (4, 8, 16, 32, 64)

@@ -86,7 +86,7 @@ class NetworkSettings:
         """
         if not self.missing:
             return self
-        kind = {"mmdetection": "FILE.py", "detectron2": "FILE.yaml"}.get(self.framework, "FILE")
+        kind = {"mmdetection": "FILE.py", "detectron2": "FILE.yaml"}.get(self.framework.split("-")[0], "FILE")
         asked = ", ".join(f"{name} ({CHECKS[name][1]})" for name in self.missing)
         raise CheckpointError(
             f"neither the weights nor a configuration of {source} tell {asked}; give the configuration that it was "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,25 @@ class AttentionPlan:
         return self.height * self.width
 
 
+class BlockSizes(Protocol):
+    """What is planned by: of a ``WeightedNonLocalBlock``, or of a block that was found in a file."""
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def inner_channels(self) -> int: ...
+
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def w(self) -> Any: ...
+
+
 def plan_attention(
     level: str,
-    block: WeightedNonLocalBlock,
+    block: BlockSizes,
     height: int,
     width: int,
     batch: int,

@@ -70,10 +70,10 @@ class RowsMaskBranch(nn.Module):
 
     def forward(self, maps: Maps, boxes: Tensor, labels: Tensor, found: Tensor) -> Tensor:
         """As ``MaskBranch``; the rows of an image that were found come before its others."""
-        rows = _count(found.sum(0) > 0)  # R, of the image with the most
+        rows = row_count(found.sum(0) > 0)  # R, of the image with the most
         pooled, own = self.pool(maps, boxes.narrow(1, 0, rows)), labels.narrow(1, 0, rows).flatten()
         if found.shape[0] != 1:  # those that were found, K of N * R
-            which = _places(found.flatten(), _count(found.flatten()))  # among N * D
+            which = _places(found.flatten(), row_count(found.flatten()))  # among N * D
             own = labels.flatten().index_select(0, which)
             pooled = pooled.index_select(1, which - which // found.shape[1] * (found.shape[1] - rows))
         masks = self._masks(self.head(pooled), own)
@@ -115,7 +115,7 @@ def _places(found: Tensor, count: Any) -> Tensor:
     return (up_to <= torch.arange(count, device=found.device).unsqueeze(1)).sum(1)
 
 
-def _count(found: Tensor) -> Any:
+def row_count(found: Tensor) -> Any:
     """How many of ``found [D]`` are true; what PyTorch's exporter has to know of that number is told."""
     rows = found.sum().item()
     torch._check(rows >= 0)

@@ -88,11 +88,6 @@ def pyramid_shapes(height: int, width: int) -> list[tuple[int, int]]:
     return [*shapes, ((shapes[3][0] + 1) // 2, (shapes[3][1] + 1) // 2)]
 
 
-def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows [N, M, c]`` and ``index [N, K]`` to ``[N, K, c]``."""
-    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[2]))
-
-
 def _fold_batch_norms(module: nn.Module) -> None:
     """Fold each batch norm that directly follows a convolution among its parent's children, in place."""
     children = list(module.named_children())

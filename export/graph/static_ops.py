@@ -52,6 +52,11 @@ def large_enough(boxes: Tensor, side: float) -> Tensor:
     return (width >= side) & (height >= side)
 
 
+def take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows [N, M, c]`` and ``index [N, K]`` to ``[N, K, c]``."""
+    return rows.gather(1, index.unsqueeze(-1).expand(-1, -1, rows.shape[2]))
+
+
 class StaticNMS(nn.Module):
     """Greedy non-maximum suppression, unrolled.
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import io
-import logging
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,29 +18,22 @@ from wnlb.export.checkpoints.checkpoint import Origin
 from wnlb.export.checkpoints.settings import TORCHVISION as TORCHVISION_SETTINGS
 from wnlb.export.graph.attention import AttentionPlan
 from wnlb.export.graph.deploy import DeployGraph
-from wnlb.export.graph.level_roi_align import onnx_roi_align_by_level
-from wnlb.export.graph.node_nms import onnx_suppress
 from wnlb.export.graph.solov2 import Solov2Graph
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_OP, fuse_attention, use_multi_head_attention
 from wnlb.export.onnx_file.lint import lint
-from wnlb.export.onnx_file.onnx_program import onnx_program
-from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata, simplify
+from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata
 from wnlb.export.onnx_file.reference import Eager
+from wnlb.export.onnx_file.trace import OPSET, traced
 from wnlb.export.onnx_file.verify import CASES, CaseReport, Graph, verify
 from wnlb.export.options import ExportOptions
 from wnlb.export.solov2 import Solov2
-from wnlb.runtime.contract import BATCH, METADATA_KEY, Contract
+from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.conventions import FRAMEWORKS, TORCHVISION
 from wnlb.runtime.errors import GraphError, WnlbError
 from wnlb.runtime.files import atomic_path
 
-OPSET = 18
 # Forms of attention that are one node, how it gets into the file, and what it is called.
 REPLACED = {"plugin": (fuse_attention, PLUGIN_OP), "multi-head": (use_multi_head_attention, RUNTIME_OP)}
-_TRANSLATIONS: dict[Callable, Callable] = {
-    torch.ops.wnlb.suppress.default: onnx_suppress,
-    torch.ops.wnlb.roi_align_by_level.default: onnx_roi_align_by_level,
-}
 STEPS = ("fold", "trace", "lint", *(f"verify: {case}" for case in CASES))
 
 
@@ -127,6 +116,9 @@ def configure(model: MaskRCNN | Solov2, options: ExportOptions) -> None:
         WnlbError: one of them is of something that the network does not have.
     """
     model.eval()
+    other = "box" if isinstance(model, Solov2) else "frame"
+    if options.masks == other:
+        raise WnlbError(f"masks is {other!r}, which this network does not make; expected none, or leave it out")
     if isinstance(model, Solov2):
         _configure_solov2(model, options)
         return
@@ -143,10 +135,11 @@ def configure(model: MaskRCNN | Solov2, options: ExportOptions) -> None:
 
 
 def _configure_solov2(model: Solov2, options: ExportOptions) -> None:
-    for name in ("pre_nms_top_n", "post_nms_top_n", "nms_threshold"):
+    for name in ("pre_nms_top_n", "post_nms_top_n", "nms_threshold", "mask_rows"):
         if getattr(options, name) is not None:
             raise WnlbError(
-                f"{name} is {getattr(options, name)}, but SOLOv2 has neither proposals nor NMS of boxes; leave it out. "
+                f"{name} is {getattr(options, name)}, but SOLOv2 has neither proposals nor NMS of boxes, and its masks "
+                "are made at once; leave it out. "
                 "Of its own there are --set nms_candidates=N, nms_sigma=S and cell_threshold=S"
             )
     asked: dict[str, Any] = {"detections": options.detections, "score_threshold": options.score_threshold}
@@ -172,13 +165,15 @@ def make_contract(
         raise GraphError(f"{len(names)} class names for {classes} classes; expected one for each but the background")
     settings = origin.settings if origin else TORCHVISION_SETTINGS
     resize = options.resize or settings.resize or "fit"
+    rows = graph.detect.detections
     return Contract(
         batch=options.batch,
         min_batch=options.min_batch,
         height=options.height,
         width=options.width,
         class_names=names,
-        detections=graph.detect.detections,
+        detections=rows,
+        mask_rows=options.mask_rows if (options.mask_rows or rows) < rows else None,
         candidates=options.candidates,
         framework=settings.framework,
         resize=resize,
@@ -235,41 +230,11 @@ def _replace_attention(
 
 
 def trace(graph: Graph, contract: Contract) -> onnx.ModelProto:
-    """``graph`` as ONNX, as PyTorch's exporter writes it; what it prints is kept for the error."""
-    examples = tuple(
-        torch.zeros(shape, dtype=getattr(torch, contract.types[name])) for name, shape in contract.input_shapes.items()
-    )
-    axis = None
-    if contract.min_batch is not None:
-        axis = {0: torch.export.Dim(BATCH, min=contract.min_batch, max=contract.batch)}
-    said = io.StringIO()
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
-            warnings.simplefilter("ignore")
-            program = onnx_program(
-                graph,
-                examples,
-                input_names=list(contract.input_shapes),
-                output_names=list(contract.output_shapes),
-                opset_version=OPSET,
-                verbose=False,
-                optimize=False,
-                custom_translation_table=_TRANSLATIONS,
-                dynamic_shapes=(axis,) * len(examples) if axis else None,
-            )
-            if program is not None:
-                simplify(program.model, axis is not None)
-    except Exception as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise GraphError(
-            f"PyTorch {torch.__version__} cannot trace this model: {reason}; "
-            "expected a Mask R-CNN with FPN (torch 2.9 or later is known to trace it)"
-        ) from error
-    finally:
-        logger.setLevel(level)
-    if program is None:
-        raise GraphError(f"PyTorch {torch.__version__} returned no graph; torch 2.9 or later is expected")
-    return program.model_proto
+    """``graph`` as ONNX."""
+    examples = {
+        name: torch.zeros(shape, dtype=getattr(torch, contract.types[name]))
+        for name, shape in contract.input_shapes.items()
+    }
+    batches = None if contract.min_batch is None else contract.batches
+    expected = "expected a Mask R-CNN or SOLOv2 with FPN (torch 2.9 or later is known to trace it)"
+    return traced(graph, examples, tuple(contract.output_shapes), batches, expected)

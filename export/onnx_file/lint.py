@@ -9,24 +9,39 @@ from onnx import helper, numpy_helper, shape_inference
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_DOMAIN, RUNTIME_OP, unfuse_attention
 from wnlb.export.options import MAX_TOP_K
 from wnlb.runtime.contract import Contract
+from wnlb.runtime.conventions import MASK_RCNN
 from wnlb.runtime.errors import GraphError
 from wnlb.runtime.onnx_file import with_shapes
 
 OPERATORS = frozenset(
-    "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater GreaterOrEqual "
-    "GridSample InstanceNormalization Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMax ReduceMean "
-    "ReduceSum Relu Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
+    "Add And Cast Ceil Clip Concat Conv Div Equal Exp Expand Floor Gather GatherElements Gemm Greater "
+    "GreaterOrEqual GridSample Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu "
+    "Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
 )
+# In networks that are no Mask R-CNN: SOLOv2, and those that other tools wrote.
+FOREIGN_OPERATORS = frozenset("ArgMax ConvTranspose InstanceNormalization ReduceMax ReduceMin".split())
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
 CPU_OPERATORS = frozenset(
     (
-        *("CumSum", "NonMaxSuppression", "NonZero", "Range", "RoiAlign", "ScatterElements", "ScatterND"),
+        *(
+            "CumSum",
+            "NonMaxSuppression",
+            "NonZero",
+            "Range",
+            "ReduceMax",
+            "RoiAlign",
+            "Shape",
+            "ScatterElements",
+            "ScatterND",
+        ),
         f"{RUNTIME_DOMAIN}.{RUNTIME_OP}",
     )
 )
 # The nodes of these files whose outputs may have a size that depends on data: as many rows as boxes are found, kept or
 # of a level.
-CPU_ROWS = ("detect.box_pool", "detect.mask", "detect.nms", "rpn.nms")
+CPU_ROWS = ("detect.box_pool", "detect.found", "detect.mask", "detect.nms", "rpn.nms")
+# Of these those whose outputs may have it twice: every mask with every other.
+CPU_SQUARES = ("detect.found.nms",)
 # In files whose batch is open, for the numbers of their images.
 BATCH_OPERATORS = frozenset(("Range", "Shape"))
 # In files whose contract says INT8.
@@ -37,11 +52,11 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     """Raise GraphError listing every rule that ``model`` breaks.
 
     Inputs and outputs are those of the contract; only standard operators of ``OPERATORS`` (also of
-    ``CPU_OPERATORS`` in a file for a CPU, of ``BATCH_OPERATORS`` where the batch is open, of ``QUANTIZERS`` in an INT8
-    file), without subgraphs; no
-    functions but the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape
-    known once the batch is, but for one size of each tensor of NMS, RoIAlign and the mask branch in a file for a
-    CPU; TopK within
+    ``FOREIGN_OPERATORS`` in a network that is no Mask R-CNN, of ``CPU_OPERATORS`` in a file for a CPU, of
+    ``BATCH_OPERATORS`` where the batch is open, of ``QUANTIZERS`` in an INT8 file), without subgraphs; no functions but
+    the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape known once the
+    batch is, but for one size of each tensor of NMS, RoIAlign and masks in a file for a CPU (in Matrix NMS two); TopK
+    within
     TensorRT's limit; inputs go straight into Cast.
     """
     promised = sum(form.endswith("/plugin") for form in contract.attention.values())
@@ -83,6 +98,7 @@ def _interface(model: onnx.ModelProto, contract: Contract) -> list[str]:
 
 def _operators(model: onnx.ModelProto, contract: Contract) -> list[str]:
     allowed = OPERATORS | (CPU_OPERATORS if contract.target == "cpu" else frozenset())
+    allowed |= FOREIGN_OPERATORS if contract.framework not in MASK_RCNN else frozenset()
     allowed |= BATCH_OPERATORS if contract.min_batch is not None else frozenset()
     allowed |= QUANTIZERS if contract.precision.startswith("int8") else frozenset()
     found = {f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node}
@@ -99,11 +115,13 @@ def _shapes(model: onnx.ModelProto, contract: Contract, batch: int | None) -> li
     problems = []
     for node in graph.node:
         with_rows = contract.target == "cpu" and node.name.startswith(CPU_ROWS)
-        expected = "whole numbers" + " and once, at most, a number of rows" * with_rows
+        most = 2 if node.name.startswith(CPU_SQUARES) else 1
+        expected = "whole numbers" + f" and {('once', 'twice')[most - 1]}, at most, a number of rows" * with_rows
         for output in filter(None, node.output):
             shape = known.get(output)
             open_sizes = ["unknown"] if shape is None else [size for size in shape if not isinstance(size, int)]
-            if open_sizes and not (with_rows and len(open_sizes) == 1 and "rows" in open_sizes[0]):
+            rows = with_rows and len(open_sizes) <= most and all("rows" in size for size in open_sizes)
+            if open_sizes and not rows:
                 found = list(shape or ["unknown"])
                 problems.append(f"{output} of {node.name} has the shape {found}, expected {expected}")
     return problems

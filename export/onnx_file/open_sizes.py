@@ -54,12 +54,14 @@ def state_targets(model: onnx_ir.Model) -> None:
 
 
 def shapes_behind_casts(model: onnx_ir.Model) -> None:
-    """Read the number of images from what an input is cast to: inputs go into Cast alone, for engines."""
+    """Read the number of images from what an input is cast to, where it is: inputs go into Cast alone, for engines."""
     for node in list(model.graph):
         source = node.inputs[0] if node.op_type == "Shape" else None
         if source is None or source not in model.graph.inputs:
             continue
-        cast = next(reader for reader in source.consumers() if reader.op_type == "Cast")
+        cast = next((reader for reader in source.consumers() if reader.op_type == "Cast"), None)
+        if cast is None:
+            continue
         node.replace_input_with(0, cast.outputs[0])
         model.graph.remove(cast)
         model.graph.insert_before(node, cast)

@@ -148,12 +148,12 @@ def verify(
     Raises:
         VerificationError: something differs by more than that.
     """
-    session = _session(str(onnx_path))
+    session = onnx_session(str(onnx_path))
     contract = Contract.from_json(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
     batches, shape = tried_batches(contract), contract.input_shape
     whole = np.tile(np.array(shape[1:3], np.int32), (shape[0], 1))
     scene = dark_scene(shape)
-    inputs = (_Input(_noise(shape), whole), _Input(scene, whole), padded(scene), _Input(np.zeros_like(scene), whole))
+    inputs = (Frames(_noise(shape), whole), Frames(scene, whole), padded(scene), Frames(np.zeros_like(scene), whole))
     *usual, (last, black) = zip(CASES, inputs, strict=True)
     cases = []
     for name, own in usual:
@@ -161,7 +161,7 @@ def verify(
         cases.append(_case(name, session, eager, graph, own, batches))
     on_case(last)
     if any(len(found["scores"]) for found in eager.detections(*black)[0]):
-        session = _session(with_score_threshold(onnx_path, 1.0))
+        session = onnx_session(with_score_threshold(onnx_path, 1.0))
         with eager.with_first_threshold(1.0), _score_threshold(graph, 1.0):
             cases.append(_case(last, session, eager, graph, black, batches))
     else:
@@ -216,17 +216,17 @@ def _noise(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-class _Input(NamedTuple):
+class Frames(NamedTuple):
     """What a file takes."""
 
     image: NDArray[np.uint8]  # [N, H, W, 3]
     content: NDArray[np.int32]  # [N, 2]
 
 
-def padded(scene: NDArray[np.uint8]) -> _Input:
-    """Parts of the images ``[N, H, W, 3]``, from the left top: of each another, by odd numbers, noise beside it.
+def padded(scene: NDArray[np.uint8], centred: bool = False) -> Frames:
+    """Parts of the images ``[N, H, W, 3]``: of each another, by odd numbers, noise beside it.
 
-    In turns all but the right, all but the bottom, and all but both.
+    In turns all but the right, all but the bottom, and all but both; at the left top, or in the middle.
     """
     batch, height, width = scene.shape[:3]
     narrow, low = width - width // 4 - 3, height - height // 3 - 5
@@ -234,8 +234,9 @@ def padded(scene: NDArray[np.uint8]) -> _Input:
     content = np.array([sizes[(i + 2) % 3] for i in range(batch)], np.int32)
     image = _noise(scene.shape)
     for out, own, (h, w) in zip(image, scene, content, strict=True):
-        out[:h, :w] = own[:h, :w]
-    return _Input(image, content)
+        top, left = ((height - h) // 2, (width - w) // 2) if centred else (0, 0)
+        out[top : top + h, left : left + w] = own[:h, :w]
+    return Frames(image, content)
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class _Case:
     """An input, and what was found in it."""
 
     report: CaseReport
-    input: _Input
+    input: Frames
     threshold: float  # the first of scores
     least: float  # score of a detection
     eager: list[Arrays]  # of each image of each run of the file
@@ -252,18 +253,15 @@ class _Case:
 
 
 def _case(
-    name: str,
-    session: ort.InferenceSession,
-    eager: Eager,
-    graph: Graph,
-    own: _Input,
-    batches: Sequence[int],
+    name: str, session: ort.InferenceSession, eager: Eager, graph: Graph, own: Frames, batches: Sequence[int]
 ) -> _Case:
     found_eagerly, features = eager.detections(*own)
     names = [value.name for value in session.get_outputs()]
     with without_denormals():
         runs = [session.run(None, {"image": own.image[-n:], CONTENT: own.content[-n:]}) for n in batches]
     outputs = dict(zip(names, map(np.concatenate, zip(*runs, strict=True)), strict=True))
+    if "masks" in outputs and isinstance(graph, DeployGraph):
+        outputs["masks"] = outputs["masks"][:, : graph.detect.mask_rows]
     images = [image for n in batches for image in range(batches[-1])[-n:]]
     truth = [found_eagerly[image] for image in images]
     found = difference(truth, outputs, eager.least_score)
@@ -334,7 +332,9 @@ def _margins(graph: Graph, features: list[Tensor], limit: Tensor) -> tuple[dict[
         if isinstance(detect.box_pool, CellRoIAlign):
             crowded["boxes"] = detect.box_pool.overflow(proposals * real.unsqueeze(-1))
             if detect.with_masks:
-                crowded["masks"] = detect.mask.pool.overflow(detect(features[:4], proposals, real, limit)[0])
+                crowded["masks"] = detect.mask.pool.overflow(
+                    detect(features[:4], proposals, real, limit)[0][:, : detect.mask_rows]
+                )
     return chains, valid.shape[1] < every_pair and bool(cut_off.any()), crowded
 
 
@@ -357,7 +357,8 @@ def with_score_threshold(onnx_path: Path, value: float) -> bytes:
     return file.SerializeToString()
 
 
-def _session(model: str | bytes) -> ort.InferenceSession:
+def onnx_session(model: str | bytes) -> ort.InferenceSession:
+    """A file, or its bytes, in ONNX Runtime on the CPU."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     flush_in_session(options)

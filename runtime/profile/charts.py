@@ -26,6 +26,10 @@ _STAGE_COLORS = {
     "detections": "#7340d0",
     "mask roi align": "#f2a0c8",
     "mask head": "#e0609f",
+    "cells": "#34b89c",
+    "mask features": "#84cc5a",
+    "masks": "#e0609f",
+    "matrix nms": "#9061e8",
     "paste": "#6f7888",
 }
 _BLOCKS = ("#f97316", "#fb8c3c", "#fca45f", "#fdbb84")  # what non-local blocks cost is what people look for

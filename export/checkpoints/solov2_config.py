@@ -8,7 +8,7 @@ from typing import Any
 from wnlb.export.checkpoints.mmdet_parts import TRAINING, PartReader
 from wnlb.export.checkpoints.mmdet_pipeline import Preparation, preparation
 from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.solov2.settings import Solov2Settings
+from wnlb.export.checkpoints.solov2_settings import Solov2Settings
 
 GRIDS = (40, 36, 24, 16, 12)  # defaults of dense_heads/solo_head.py
 STRIDES = (4, 8, 16, 32, 64)

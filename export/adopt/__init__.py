@@ -1,0 +1,1 @@
+"""Segmentation files of other tools, made files of ours: recognised, framed, verified against the original."""

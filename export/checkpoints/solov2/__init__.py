@@ -1,1 +1,0 @@
-"""Checkpoints of SOLOv2: their names, settings and configurations, and the network that they make."""
