@@ -67,6 +67,14 @@ Exit codes: 0 done, 1 a check did not hold, 2 bad input, 3 some files of many we
 """
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """With room for the longest command, which argparse counts two columns too short."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=_NAMES)
+        self._action_max_length = _NAMES - 2
+
+
 class Parser(argparse.ArgumentParser):
     """Answers bad arguments with one line."""
 
@@ -90,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="wnlb",
         description="Mask R-CNN with weighted non-local blocks, from a checkpoint to a fast engine.",
         epilog=EXAMPLES,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=_NAMES),
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=importlib.metadata.version("wnlb-deploy"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
