@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from wnlb.export.arguments import parse_batches, parse_bytes
 from wnlb.export.options import ExportOptions
-from wnlb.runtime.contract import INTERPOLATIONS, RESIZES, TARGETS
+from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import sha256_of
 from wnlb.runtime.table import human_bytes, table
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from wnlb.export.onnx_file.export_onnx import ExportReport
 
 _DESCRIPTION = """\
-Read a checkpoint of a Mask R-CNN of torchvision, mmdetection (LIS too) or detectron2, with or without weighted
-non-local blocks (.pth, .pt, .pkl, .safetensors, or the index of a sharded one; nothing in it is run), and write one
-static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
+Read a checkpoint of a Mask R-CNN of torchvision, mmdetection (LIS too) or detectron2, or of mmdetection's SOLOv2, with
+or without weighted non-local blocks (.pth, .pt, .pkl, .safetensors, or the index of a sharded one; nothing in it is
+run), and write one static ONNX file for ONNX Runtime, TensorRT 10.3 to 11.x and TensorRT-RTX.
 
 The file is compared with the eager model of the framework that trained it on four inputs before it appears; where
 anything differs by more than rounding, no file is written and the exit code is 1.
@@ -37,7 +37,7 @@ anything differs by more than rounding, no file is written and the exit code is 
   wnlb export coco -o model.onnx --size 608x800                                  # detects in real photographs
   wnlb export hf://owner/repo/model.safetensors -o model.onnx --size 416x608 --sha256 HEX
   wnlb export checkpoint.pth -o model.onnx --size 416x608
-  wnlb export epoch_12.pth -o model.onnx --size 416x608                           # mmdetection, LIS
+  wnlb export epoch_12.pth -o model.onnx --size 416x608                           # mmdetection, SOLOv2 too; LIS
   wnlb export epoch_12.pth -o model.onnx --size 416x608 --config mask_rcnn.py     # ... where it holds no configuration
   wnlb export model_final.pth -o model.onnx --size 800x1344 --config config.yaml  # detectron2
   wnlb export checkpoint.pth -o model.onnx --size 416x608 --classes names.txt --interpolation nearest
@@ -90,23 +90,36 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
     )
     graph.add_argument(
         "--masks",
-        choices=("box", "none"),
-        default=defaults["masks"],
-        help="box: 28x28 probabilities in each box; none: boxes only, faster (default: box)",
+        choices=MASKS,
+        help="none: boxes only, faster (default: as the network makes them: box, 28x28 probabilities in each box, or "
+        "of SOLOv2 frame, a quarter of the input's height and width)",
     )
     graph.add_argument("--detections", type=int, metavar="N", help="rows of the outputs (default: the model's, 100)")
+    graph.add_argument(
+        "--mask-rows",
+        type=int,
+        metavar="N",
+        help="masks for the best N detections of a frame alone, at a fixed cost; the others keep box, label and score, "
+        "and their mask is empty: mask AP counts them as wrong (default: all. Files for a CPU, and engines of files of "
+        "batch 1, compute no more masks than are found anyhow)",
+    )
     graph.add_argument("--score-threshold", type=float, metavar="S", help="default: the model's, 0.05")
     graph.add_argument("--nms-threshold", type=float, metavar="IOU", help="default: the model's, 0.5")
     graph.add_argument(
         "--pre-nms", type=int, metavar="N", help="anchors per level that enter NMS (default: the model's, 1000)"
     )
-    graph.add_argument("--post-nms", type=int, metavar="N", help="proposals (default: the model's, 1000)")
+    graph.add_argument(
+        "--post-nms",
+        type=int,
+        metavar="N",
+        help="proposals (default: the model's, 1000); fewer are faster, and cost AP",
+    )
     graph.add_argument(
         "--candidates",
         type=int,
         default=defaults["candidates"],
         metavar="N",
-        help="(proposal, class) pairs that enter the last NMS (default: %(default)s)",
+        help="(proposal, class) pairs that enter the last NMS, or (cell, class) pairs of SOLOv2 (default: %(default)s)",
     )
     graph.add_argument(
         "--nms-rounds",
@@ -176,8 +189,9 @@ def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
         help="a field of ModelConfig that the weights do not tell: mode=dot, norm_eps=0, "
         "anchor_sizes=[32,64,128,256,512] (or a list of them at each level), aspect_ratios=[0.5,1,2], "
         "image_mean=[0.5,0.5,0.5], image_std=[1,1,1]; of mmdetection and detectron2 what their configuration would "
-        "tell: style=caffe, channel_order=bgr, mean=[103.5,116.3,123.7], scale=[600,400], and what a class of your own "
-        "is to be read as: backbone_type=ResNet",
+        "tell: style=caffe, channel_order=bgr, mean=[103.5,116.3,123.7], scale=[600,400], of SOLOv2 also "
+        "cell_threshold=0.1, nms_candidates=500, nms_sigma=2, and what a class of your own is to be read as: "
+        "backbone_type=ResNet",
     )
 
 
@@ -254,6 +268,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         pre_nms_top_n=arguments.pre_nms,
         post_nms_top_n=arguments.post_nms,
         detections=arguments.detections,
+        mask_rows=arguments.mask_rows,
         score_threshold=arguments.score_threshold,
         nms_threshold=arguments.nms_threshold,
         candidates=arguments.candidates,

@@ -61,6 +61,7 @@ class Contract:
     candidates: int  # that enter the last NMS: (proposal, class) pairs, anchors, (cell, class) pairs
     nms_rounds: int | None  # None with ``nms_threshold``
     min_batch: int | None = None  # the fewest frames of a run, where their number may differ; None: always ``batch``
+    mask_rows: int | None = None  # of the detections, the best that have a mask, zero in the others; None: all
     framework: str = "torchvision"  # whose conventions hold, see ``wnlb.runtime.conventions``
     resize: str = "fit"  # fit (keep the aspect ratio, pad) or stretch
     padding: str = "corner"  # right and bottom, or "centre": on all sides
@@ -73,6 +74,8 @@ class Contract:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     masks: str = "box"
     precision: str = "fp32"
+    # Mean linear luminance, 0 to 1, of the darkest and the brightest picture that INT8 was calibrated on.
+    calibrated_luminance: tuple[float, float] | None = None
     target: str = "gpu"  # what the file is made for; "cpu": ONNX Runtime alone
     attention: dict[str, str] = field(default_factory=dict)  # level -> mode and form, "embedded/standard"
     opset: int = 0
@@ -100,6 +103,9 @@ class Contract:
         if self.min_batch is not None:
             fits = type(self.min_batch) is int and 1 <= self.min_batch < self.batch
             _check(fits, "min_batch", self.min_batch, f"a whole number from 1 up, below the batch of {self.batch}")
+        if self.mask_rows is not None:
+            fits = type(self.mask_rows) is int and 1 <= self.mask_rows < self.detections
+            _check(fits, "mask_rows", self.mask_rows, f"a whole number from 1 up, below {self.detections} detections")
         for name in ("height", "width"):
             value = getattr(self, name)
             fits = type(value) is int and value >= 64 and value % 32 == 0
@@ -110,6 +116,12 @@ class Contract:
             fits = fits and all(type(side) is int and side >= 1 for side in self.scale)
             _check(fits, "scale", self.scale, "two whole numbers from 1 up")
             object.__setattr__(self, "scale", tuple(self.scale))
+        if self.calibrated_luminance is not None:
+            value = self.calibrated_luminance
+            fits = isinstance(value, (list, tuple)) and len(value) == 2
+            fits = fits and all(isinstance(bound, (int, float)) for bound in value) and 0 <= value[0] <= value[1] <= 1
+            _check(fits, "calibrated_luminance", value, "two ascending numbers from 0 to 1")
+            object.__setattr__(self, "calibrated_luminance", tuple(value))
         settings = self.checkpoint_settings
         _check(isinstance(settings, dict), "checkpoint_settings", settings, "an object")
         _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
@@ -210,10 +222,11 @@ class Contract:
         return {name: known.get(name, "float32") for name in (*self.input_shapes, *self.output_shapes)}
 
     def to_json(self) -> str:
-        """Without what older versions do not know: ``min_batch`` where there is none, before format 3 ``padding``."""
+        """Without what older versions do not know: what there is none of, and before format 3 ``padding``."""
         values = dataclasses.asdict(self)
-        if self.min_batch is None:
-            del values["min_batch"]
+        for name in ("min_batch", "mask_rows", "calibrated_luminance"):
+            if values[name] is None:
+                del values[name]
         if self.format != 3:
             del values["padding"]
         return json.dumps(values, sort_keys=True)

@@ -36,6 +36,11 @@ class Conventions:
         """The form of the masks that ``mask_paste`` takes, as ``Contract.masks`` calls it."""
         return "box" if self.mask_paste in ("resized", "sampled") else "frame"
 
+    @property
+    def boxes_of_masks(self) -> bool:
+        """Whether the box of a detection is the extent of its mask in the frame: such a network has no other."""
+        return self.mask_paste == "enlarged"
+
 
 @dataclass(frozen=True)
 class MaskRcnnConventions(Conventions):
@@ -121,9 +126,10 @@ DETECTRON2 = MaskRcnnConventions(
 # What YOLO-seg networks are trained in: the numbers of ultralytics 8.4, with retina_masks=True, which has the frame's
 # pixels (data/augment.py LetterBox, utils/ops.py scale_boxes and process_mask_native, models/yolo/segment/predict.py).
 ULTRALYTICS = Conventions(framework="ultralytics", size_rule="nearest even", mask_paste="cut", drops_empty=True)
-# mmdet/models/dense_heads/solov2_head.py, _predict_by_feat_single; mmcv/image/geometric.py
+# mmdet/models/dense_heads/solov2_head.py, _predict_by_feat_single; mmcv/image/geometric.py. mmdetection itself keeps a
+# detection whose mask has no pixel in the picture; it has nothing to show, and no box.
 MMDETECTION_SOLOV2 = Conventions(
-    framework="mmdetection-solov2", size_rule="nearest", mask_paste="enlarged", drops_empty=False
+    framework="mmdetection-solov2", size_rule="nearest", mask_paste="enlarged", drops_empty=True
 )
 MASK_RCNN = {each.framework: each for each in (TORCHVISION, MMDETECTION, DETECTRON2)}
 FRAMEWORKS: dict[str, Conventions] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,16 @@ def paste_frame_masks(
     rows = _resampling(height, enlarged, placement.top, placement.height, placement.frame_height)
     columns = _resampling(width, enlarged, placement.left, placement.width, placement.frame_width)
     return tuple(_paste(mask, rows, columns, limit) for mask, limit in zip(values, limits, strict=True))
+
+
+def extents(masks: Sequence[Mask]) -> NDArray[np.float32]:
+    """``[D, 4]`` x1 y1 x2 y2 in frame pixels: the edges of what is set; 0 0 0 0 where nothing is."""
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for mask, box in zip(masks, boxes, strict=True):
+        columns, rows = (np.flatnonzero(mask.pixels.any(axis)) for axis in (0, 1))
+        if len(columns):
+            box[:] = mask.x + columns[0], mask.y + rows[0], mask.x + columns[-1] + 1, mask.y + rows[-1] + 1
+    return boxes
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 
@@ -60,8 +61,22 @@ def nvidia_driver() -> str:
 def processor() -> str:
     """Name of the CPU and how many of its cores this process may use."""
     names = [line.partition(":")[2].strip() for line in _text("/proc/cpuinfo").splitlines() if "model name" in line]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.machine()}, {cores} cores"
+    return f"{names[0] if names else platform.machine()}, {usable_cores()} cores"
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that new processes can have without swapping, as far as the kernel can tell; 0 where it does not.
+
+    Of a container, no more than its limit.
+    """
+    found = re.search(r"^MemAvailable: +(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
+    limit = _text("/sys/fs/cgroup/memory.max").strip()
+    return min(1024 * int(found[1]) if found else 0, int(limit) if limit.isdecimal() else sys.maxsize)
 
 
 def _text(path: str) -> str:

@@ -18,8 +18,9 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from wnlb.export.backbone import BACKBONES, PLACEMENTS, blocks_by_level
 from wnlb.export.checkpoints.checkpoint import save_checkpoint
-from wnlb.export.model import BACKBONES, PLACEMENTS, ModelConfig, blocks_by_level, model_from_config
+from wnlb.export.model import ModelConfig, model_from_config
 
 LIS_CLASSES = ("bicycle", "chair", "dining table", "bottle", "motorcycle", "car", "tv", "bus")
 

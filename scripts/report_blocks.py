@@ -25,9 +25,9 @@ from tqdm import tqdm
 from wnlb.calibration.accuracy.evaluate import evaluate
 from wnlb.calibration.labels.reader import read_labels
 from wnlb.calibration.scenes.dataset import write_json
+from wnlb.export.backbone import blocks_by_level
 from wnlb.export.block import WeightedNonLocalBlock
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
-from wnlb.export.graph.deploy import blocks_by_level
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import exit_code

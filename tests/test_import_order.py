@@ -18,7 +18,22 @@ from wnlb.runtime.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("calibration", "export", "plugins", "runtime")
-HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "pycuda",
+    "cuda",
+    "pycocotools",
+    "tritonclient",
+    "grpc",
+    "trackers",
+    "scipy",
+    "pyarrow",
+    "ray",
+}
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
     "calibration.labels": set(),
@@ -31,15 +46,24 @@ ROOMS = {
     "export.graph": {"export"},
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
     "export.references": set(),  # what verification trusts shares no code with what it verifies
+    "runtime.deepstream": {"runtime"},
     "runtime.engine": {"runtime"},
-    "runtime.live": {"runtime"},
-    "runtime.profile": {"runtime", "runtime.engine"},
+    "runtime.labelling": {"runtime", "runtime.engine"},
+    "runtime.tracking": {"runtime"},
+    "runtime.live": {"runtime", "runtime.night", "runtime.tracking"},
+    "runtime.night": {"runtime", "runtime.report"},
+    "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
+    "runtime.report": {"runtime"},
+    "runtime.serving": {"runtime", "runtime.engine"},
 }
-# Who loads the plugin library, and who brings attention into the form that is built; in functions.
+# Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
-    "runtime.engine.engine": {"plugins.library"},
+    "runtime.engine.network": {"export.onnx_file.fuse"},
+    "runtime.engine.opening": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
+    "runtime.serving.repository": {"plugins.library"},  # to put it beside the engines that need it
+    "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.inspect_command": {"export.onnx_file.attention_nodes"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
@@ -187,12 +211,12 @@ def test_references_stand_on_their_own() -> None:
 
 
 def test_what_stands_at_the_top_of_the_export_imports_no_room() -> None:
-    """But for the command, in functions: ``wnlb export --help`` loads no PyTorch."""
+    """But for the command in functions, what it shares with ``adopt`` for types: ``--help`` loads no PyTorch."""
     for name, imports in IMPORTS.items():
         if place_of(name) == "export":
             rooms = {one for one in imports if place_of(one.name).startswith("export.")}
-            assert not rooms or name == "export.command", name
-    assert "torch" not in _loaded_by("wnlb.export.command")
+            assert not rooms or name in ("export.command", "export.arguments"), name
+    assert "torch" not in _loaded_by("wnlb.export.command", "wnlb.export.arguments")
 
 
 def test_the_runtime_imports_only_the_runtime() -> None:

@@ -10,8 +10,8 @@ import report_blocks
 import torch
 from report_blocks import measure, report, switch_off
 
+from wnlb.export.backbone import blocks_by_level
 from wnlb.export.block import WeightedNonLocalBlock
-from wnlb.export.model import blocks_by_level
 
 
 @pytest.mark.parametrize("weighted", [True, False])

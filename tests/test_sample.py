@@ -9,9 +9,9 @@ from wnlb.calibration.labels.reader import read_labels
 from wnlb.calibration.scenes.camera import DARKNESS_LEVELS
 from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.calibration.scenes.shapes import CLASSES
+from wnlb.export.backbone import blocks_by_level
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
 from wnlb.export.checkpoints.fetched import SAMPLE
-from wnlb.export.model import blocks_by_level
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.predictor import Predictor

@@ -7,8 +7,14 @@ import re
 import onnx
 
 # In the order of the network. "c2 block" ... "p5 block" stand between them where a model has blocks.
-GROUPS = ("stem", "c2", "c3", "c4", "c5", "fpn", "rpn", "box head", "mask head", "predictors")
-_PREDICTORS = re.compile(r"rpn\.head\.(cls_logits|bbox_pred)$|detect\.box_predictor(\.|$)")
+# The heads are those of Mask R-CNN, then those of SOLOv2.
+GROUPS = (
+    *("stem", "c2", "c3", "c4", "c5", "fpn"),
+    *("rpn", "box head", "mask head"),
+    *("cell head", "mask features"),
+    "predictors",
+)
+_PREDICTORS = re.compile(r"rpn\.head\.(cls_logits|bbox_pred)$|detect\.box_predictor(\.|$)|cells\.conv_(kernel|class)$")
 _BLOCK_LAYER = re.compile(r"(.*)\.(theta|phi|g|W_z)$")
 _PARTS = (
     (re.compile(r"body\.layer([1-4])(\.|$)"), lambda m: f"c{int(m[1]) + 1}"),
@@ -18,6 +24,8 @@ _PARTS = (
     (re.compile(r"rpn\.head(\.|$)"), lambda m: "rpn"),
     (re.compile(r"detect\.box_head(\.|$)"), lambda m: "box head"),
     (re.compile(r"detect\.mask(\.|$)"), lambda m: "mask head"),
+    (re.compile(r"cells\.(kernel|class)_convs(\.|$)"), lambda m: "cell head"),
+    (re.compile(r"features(\.|$)"), lambda m: "mask features"),
 )
 
 

@@ -25,6 +25,7 @@ FP16_TINY = 2.0**-24  # the smallest number above 0; below half of it a weight b
 HEADROOM = 8.0  # an activation may grow by this over what the calibration pictures showed
 # Inputs that ONNX types on their own, whatever the operator computes in.
 _OWN_TYPE = {"Resize": (1, 2), "GridSample": (1,)}
+_FULL = ("Softmax", "InstanceNormalization")
 _MOVERS = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split")
 
 
@@ -40,12 +41,12 @@ class MixedReport:
 
 def heavy_nodes(model: onnx.ModelProto) -> set[str]:
     """Names of the nodes that half precision is for: everything but box arithmetic, NMS, top-k, sampling coordinates,
-    softmax and the preparation of the input.
+    softmax, what a group norm divides by (as in ``torch.autocast``), masks of cells and the preparation of the input.
 
     Between the pyramid and the heads, the nodes that carry feature maps are in: the atlas, and what is sampled from it.
     """
     groups = groups_of(model)
-    found = {node.name for node in model.graph.node if node.name in groups and node.op_type != "Softmax"}
+    found = {node.name for node in model.graph.node if node.name in groups and node.op_type not in _FULL}
     sampled: set[str] = set()  # in FP32: TensorRT samples in the type of the coordinates
     makers = {output: node for node in model.graph.node for output in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}

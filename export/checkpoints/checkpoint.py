@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -15,13 +14,18 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
+from wnlb.export.backbone import BackboneConfig
 from wnlb.export.checkpoints.container import CONFIG_KEY, damage_told, open_container
 from wnlb.export.checkpoints.dialect import infer_config, unwrapped
-from wnlb.export.checkpoints.frameworks import TYPES, own_names, recognise, settings_for, torchvision_state
-from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings
+from wnlb.export.checkpoints.filling import filled
+from wnlb.export.checkpoints.frameworks import SETTINGS, TYPES, own_names, recognise, settings_for, torchvision_state
+from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings, NetworkSettings
+from wnlb.export.checkpoints.solov2_network import solov2_of
+from wnlb.export.checkpoints.solov2_settings import Solov2Settings
 from wnlb.export.checkpoints.tensors import loaded
 from wnlb.export.checkpoints.weights import chosen, weight_sets
 from wnlb.export.model import ModelConfig, model_from_config
+from wnlb.export.solov2 import Solov2
 from wnlb.runtime.conventions import MASK_RCNN, MaskRcnnConventions
 from wnlb.runtime.errors import CheckpointError
 from wnlb.runtime.files import atomic_path
@@ -30,7 +34,7 @@ from wnlb.runtime.text_file import read_text
 
 @dataclass(frozen=True)
 class Origin:
-    """What a checkpoint of mmdetection or detectron2 holds, for those who compute as these do.
+    """What a checkpoint of another framework than torchvision holds, for those who compute as these do.
 
     Attributes:
         state: float32 weights by the framework's own names.
@@ -38,11 +42,11 @@ class Origin:
     """
 
     state: Mapping[str, Tensor]
-    settings: DetectorSettings
+    settings: NetworkSettings
 
     @property
     def conventions(self) -> MaskRcnnConventions:
-        """Of the framework."""
+        """Of the framework, for its Mask R-CNN."""
         return MASK_RCNN[self.settings.framework]
 
 
@@ -60,8 +64,8 @@ class LoadedCheckpoint:
         origin: of a checkpoint of another framework than torchvision; else None.
     """
 
-    model: MaskRCNN
-    config: ModelConfig
+    model: MaskRCNN | Solov2
+    config: BackboneConfig
     weights: str
     others: tuple[str, ...]
     hints: tuple[str, ...]
@@ -87,6 +91,8 @@ def load_checkpoint(
             f"checkpoint {path} is of {read.origin.settings.framework}; expected a torchvision model, which alone can "
             "be run as one: export it with 'wnlb export'"
         )
+    assert isinstance(read.model, MaskRCNN)
+    assert isinstance(read.config, ModelConfig)
     return read.model, read.config
 
 
@@ -135,8 +141,8 @@ def read_checkpoint(
     known = {**_settings(container.settings, path), **(overrides or {})}
     framework = recognise(map(unwrapped, state))
     with damage_told(path):
-        if framework in ("mmdetection", "detectron2"):
-            settings = settings_for(framework, container.content, source, trained_with, _told(known))
+        if framework in SETTINGS:
+            settings = settings_for(framework, container.content, source, trained_with, _told(known, framework))
             model, config = _network_of(settings, state, known, source)
             floats = {name: value.float() for name, value in own_names(state, framework).items()}
             return LoadedCheckpoint(model, config, taken.name, others, (), Origin(floats, settings))
@@ -144,24 +150,29 @@ def read_checkpoint(
             raise CheckpointError(f"checkpoint {path} is torchvision's; --config is for mmdetection and detectron2")
         state = torchvision_state(state, framework, TORCHVISION, source)
         config = infer_config(state, known)
-        model = _filled_model(config, state, source)
+        model = filled(lambda: model_from_config(config), state, source, "Mask R-CNN")
     return LoadedCheckpoint(model.eval(), config, taken.name, others, _hints(config, known))
 
 
 def _network_of(
-    settings: DetectorSettings, state: Mapping[str, Tensor], known: Mapping[str, Any], source: str
-) -> tuple[MaskRCNN, ModelConfig]:
+    settings: NetworkSettings, state: Mapping[str, Tensor], known: Mapping[str, Any], source: str
+) -> tuple[MaskRCNN | Solov2, BackboneConfig]:
     """The network of another framework's weights, with its counts and thresholds; ``known`` as ``overrides`` are."""
-    fields = {name: value for name, value in known.items() if name not in {*_told(known), "mode"}}
+    told = _told(known, settings.framework)
+    fields = {name: value for name, value in known.items() if name not in {*told, "mode"}}
     renamed = torchvision_state(state, settings.framework, settings, source, fields.get("placement"))
+    if isinstance(settings, Solov2Settings):
+        return solov2_of(renamed, settings, fields, source)
+    assert isinstance(settings, DetectorSettings)
     config = infer_config(renamed, {**settings.model_fields(), **fields})
     settings.check_weights(config.backbone, config.num_classes, config.head_layers, source)
-    return _filled_model(config, renamed, source, settings.detector_options()).eval(), config
+    options = settings.detector_options()
+    return filled(lambda: model_from_config(config, **options), renamed, source, "Mask R-CNN"), config
 
 
-def _told(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _told(overrides: Mapping[str, Any], framework: str) -> dict[str, Any]:
     """Those that ``settings_for`` takes; ``mode``, as it is called of torchvision's models, among them."""
-    names = {*TORCHVISION.field_names, *(f"{part}_type" for part in TYPES)}
+    names = {*SETTINGS[framework](framework).field_names, *(f"{part}_type" for part in TYPES)}
     told = {name: value for name, value in overrides.items() if name in names}
     return {**told, "block_mode": overrides["mode"]} if "mode" in overrides else told
 
@@ -226,44 +237,3 @@ def _rename(state: dict[str, Tensor], key_map: Path) -> dict[str, Tensor]:
         if name:
             renamed[name] = value
     return renamed
-
-
-def _filled_model(
-    config: ModelConfig, state: dict[str, Tensor], path: str, detector_options: dict[str, Any] | None = None
-) -> MaskRCNN:
-    """The network with these weights. Its shapes are compared before any memory is taken for it."""
-    with torch.device("meta"):
-        expected = model_from_config(config).state_dict()
-    optional = {name for name in expected if name.endswith(".num_batches_tracked")}
-    missing = sorted(expected.keys() - state.keys() - optional)
-    unexpected = sorted(state.keys() - expected.keys())
-    misshapen = [
-        f"{name}: {list(value.shape)} instead of {list(expected[name].shape)}"
-        for name, value in state.items()
-        if name in expected and value.shape != expected[name].shape
-    ]
-    broken = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    problems = {
-        "missing": [_with_nearest(name, unexpected) for name in missing],
-        "unexpected": [_with_nearest(name, missing) for name in unexpected],
-        "misshapen": misshapen,
-        "with NaN or infinity": broken,
-    }
-    listed = [f"{len(names)} {kind} ({_shortened(names)})" for kind, names in problems.items() if names]
-    if listed:
-        raise CheckpointError(
-            f"checkpoint {path} does not fit the Mask R-CNN that its weights suggest: {'; '.join(listed)}. "
-            "Rename or drop weights with --key-map, correct what was read with --set"
-        )
-    model = model_from_config(config, **(detector_options or {}))
-    model.load_state_dict({name: value.to(expected[name].dtype) for name, value in state.items()}, strict=False)
-    return model
-
-
-def _with_nearest(name: str, others: list[str]) -> str:
-    nearest = difflib.get_close_matches(name, others, 1, 0.75)
-    return f"{name}, near to {nearest[0]}" if nearest else name
-
-
-def _shortened(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

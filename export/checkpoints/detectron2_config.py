@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.settings import NO_STYLE, OWN_HEADS, DetectorSettings, Triple, backbone_name, shown
+from wnlb.export.checkpoints.setting_checks import shown
+from wnlb.export.checkpoints.settings import NO_STYLE, OWN_HEADS, DetectorSettings, Triple, backbone_name
 from wnlb.export.checkpoints.yaml_data import data_from_yaml
 from wnlb.runtime.errors import CheckpointError
 

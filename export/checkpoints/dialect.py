@@ -9,18 +9,21 @@ from typing import Any
 
 from torch import Tensor
 
-from wnlb.export.model import STAGES, ModelConfig
+from wnlb.export.backbone import STAGES, BackboneConfig
+from wnlb.export.model import ModelConfig
 from wnlb.runtime.errors import CheckpointError, WnlbError
 
 _FIRST_WEIGHT = "backbone.body.conv1.weight"
 _FIRST_WEIGHT_WRAPPED = re.compile(r"(.*?)backbone\.(?:model\.)*body\.(?:model\.)*conv1\.weight")
-# A weight that only Mask R-CNNs of one framework have under this name.
+# A weight that only the networks of one kind and framework have under this name.
 MARKS = {
+    "mmdetection-solov2": "mask_head.mask_feature_head.conv_pred.conv.weight",
     "mmdetection": "roi_head.bbox_head.fc_cls.weight",
     "detectron2": "backbone.bottom_up.stem.conv1.weight",
     "torchvision_v2": "backbone.fpn.inner_blocks.0.1.weight",
     "torchvision": _FIRST_WEIGHT,
 }
+_UNWRAPPED_MARKS = [MARKS[name] for name in ("mmdetection-solov2", "mmdetection", "detectron2")]
 # What DDP and DataParallel, torch.compile, FSDP, activation checkpointing, Lightning's and DeepSpeed's strategies and
 # Opacus put around a module, each as one part of the names of its weights.
 _WRAPPERS = frozenset(
@@ -61,12 +64,12 @@ def unwrapped(name: str) -> str:
 
 
 def detector_prefixes(names: Iterable[str]) -> list[str]:
-    """What stands before the names of each Mask R-CNN among these unwrapped names: ``["model.", "ema_model."]``."""
+    """What stands before the names of each network among these unwrapped names: ``["model.", "ema_model."]``."""
     found = []
     for name in names:
         if torchvision := _FIRST_WEIGHT_WRAPPED.fullmatch(name):
             found.append(torchvision[1])
-        found += [name[: -len(mark)] for mark in (MARKS["mmdetection"], MARKS["detectron2"]) if is_called(name, mark)]
+        found += [name[: -len(mark)] for mark in _UNWRAPPED_MARKS if is_called(name, mark)]
     return found
 
 
@@ -129,8 +132,7 @@ def infer_config(state: Mapping[str, Tensor], known: Mapping[str, Any]) -> Model
         read = {
             **_detector_fields(state),
             **_box_head_fields(state),
-            **_block_fields(state),
-            "backbone": _backbone_name(state),
+            **body_fields(state),
         }
     except KeyError as error:
         raise CheckpointError(f"checkpoint has no weight {error}: not a torchvision Mask R-CNN with FPN") from error
@@ -138,7 +140,7 @@ def infer_config(state: Mapping[str, Tensor], known: Mapping[str, Any]) -> Model
         config = ModelConfig.from_dict({**read, **known})
     except WnlbError as error:
         raise CheckpointError(str(error)) from error
-    _check_adaptive_downsampling(state, config)
+    check_adaptive_downsampling(state, config)
     anchors = state["rpn.head.cls_logits.weight"].shape[0]
     if anchors != config.anchors_per_position:
         raise CheckpointError(
@@ -166,29 +168,33 @@ def _listed(values: Sequence[Any]) -> str:
     return json.dumps(values)
 
 
-def _detector_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def body_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What backbone, neck and blocks of a canonical state dict are, as ``BackboneConfig`` has it. Raises KeyError."""
     norm = "batch" if "backbone.body.bn1.num_batches_tracked" in state else "frozen"
+    width = state["backbone.fpn.inner_blocks.0.0.weight"].shape[0]
+    return {"norm": norm, "fpn_channels": width, **_block_fields(state), "backbone": _backbone_name(state)}
+
+
+def _detector_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     classes = state["roi_heads.box_predictor.cls_score.weight"].shape[0]
     mask_classes = state["roi_heads.mask_predictor.mask_fcn_logits.weight"].shape[0]
     return {
         "num_classes": classes,
         "mask_classes": None if mask_classes == classes else mask_classes,
-        "fpn_channels": state["backbone.fpn.inner_blocks.0.0.weight"].shape[0],
-        "rpn_convs": _count(state, r"rpn\.head\.conv\.(\d+)\.0\.weight"),
+        "rpn_convs": count_of(state, r"rpn\.head\.conv\.(\d+)\.0\.weight"),
         "mask_channels": tuple(
             state[f"roi_heads.mask_head.{i}.0.weight"].shape[0]
-            for i in range(_count(state, r"roi_heads\.mask_head\.(\d+)\.0\.weight"))
+            for i in range(count_of(state, r"roi_heads\.mask_head\.(\d+)\.0\.weight"))
         ),
         "mask_hidden": state["roi_heads.mask_predictor.conv5_mask.weight"].shape[1],
-        "norm": norm,
     }
 
 
 def _box_head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """fc6 and fc7 of a ``TwoMLPHead``, else what a ``FastRCNNConvFCHead`` without norms has."""
     head = "roi_heads.box_head"
-    convs = _count(state, r"roi_heads\.box_head\.(\d+)\.0\.weight")
-    fcs = _count(state, r"roi_heads\.box_head\.(\d+)\.weight")
+    convs = count_of(state, r"roi_heads\.box_head\.(\d+)\.0\.weight")
+    fcs = count_of(state, r"roi_heads\.box_head\.(\d+)\.weight")
     if not convs + fcs:
         return {"box_features": state[f"{head}.fc6.weight"].shape[0]}
     return {
@@ -198,7 +204,7 @@ def _box_head_fields(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _check_adaptive_downsampling(state: Mapping[str, Tensor], config: ModelConfig) -> None:
+def check_adaptive_downsampling(state: Mapping[str, Tensor], config: BackboneConfig) -> None:
     found = any(f"backbone.body.layer{i}.adad.weight_net.0.weight" in state for i in (2, 3, 4))
     if found and not config.adaptive_stride:
         raise CheckpointError(
@@ -215,7 +221,7 @@ def _check_adaptive_downsampling(state: Mapping[str, Tensor], config: ModelConfi
 
 def _backbone_name(state: Mapping[str, Tensor]) -> str:
     kind = "bottleneck" if "backbone.body.layer1.0.conv3.weight" in state else "basic"
-    units = tuple(_count(state, rf"backbone\.body\.layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
+    units = tuple(count_of(state, rf"backbone\.body\.layer{i}\.(\d+)\.conv1\.weight") for i in (1, 2, 3, 4))
     outputs, width = state[f"backbone.body.layer1.0.conv{2 if kind == 'bottleneck' else 1}.weight"].shape[:2]
     name = _RESIDUAL_UNITS.get((kind, units, outputs // width, width))
     if name is None:
@@ -310,5 +316,5 @@ def _mode(state: Mapping[str, Tensor], path: str) -> str:
     return "embedded" if f"{path}.theta.weight" in state else "gaussian"
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+def count_of(state: Mapping[str, Tensor], pattern: str) -> int:
     return len({found[1] for name in state if (found := re.fullmatch(pattern, name))})

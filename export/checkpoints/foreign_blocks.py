@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from wnlb.export.backbone import STAGES
 from wnlb.export.checkpoints.name_table import NORM_EPS
-from wnlb.export.model import STAGES
 from wnlb.runtime.errors import CheckpointError
 
 # mmcv/cnn/bricks/non_local.py: each convolution inside a ConvModule.

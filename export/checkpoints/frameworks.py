@@ -14,18 +14,27 @@ from wnlb.export.checkpoints import (
     mmdet_config,
     names_detectron2,
     names_mmdet,
+    names_solov2,
     names_torchvision_v2,
 )
 from wnlb.export.checkpoints.dialect import MARKS, canonical_state, is_called, unwrapped
 from wnlb.export.checkpoints.foreign_blocks import block_home, block_paths, block_weights
 from wnlb.export.checkpoints.name_table import renamed
-from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings
+from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings, NetworkSettings
+from wnlb.export.checkpoints.solov2_settings import Solov2Settings
 from wnlb.runtime.errors import CheckpointError
 
 TABLES = {
     "mmdetection": names_mmdet.TABLE,
+    "mmdetection-solov2": names_solov2.TABLE,
     "detectron2": names_detectron2.TABLE,
     "torchvision_v2": names_torchvision_v2.TABLE,
+}
+# Those whose networks torchvision's own code does not compute.
+SETTINGS: dict[str, type[NetworkSettings]] = {
+    "mmdetection": DetectorSettings,
+    "detectron2": DetectorSettings,
+    "mmdetection-solov2": Solov2Settings,
 }
 _REFUSED = (
     (r"(^|\.)roi_head\.bbox_head\.\d\.fc_cls\.weight$", "a cascade of mmdetection"),
@@ -38,24 +47,13 @@ _REFUSED = (
     (r"^(conv1_w|res2_0_branch2a_w|fpn_inner_res\w+_w)$", "a Detectron or Caffe2 network ('matching_heuristics')"),
 )
 _STEM = "backbone.body.conv1.weight"
-# Layers without which a part is not there, under torchvision's names.
-_PARTS = {
-    "backbone.body.conv1": "stem",
-    "backbone.fpn.inner_blocks.0.0": "FPN",
-    "rpn.head.conv.0.0": "RPN",
-    "rpn.head.cls_logits": "RPN",
-    "rpn.head.bbox_pred": "RPN",
-    "roi_heads.mask_head.0.0": "mask head",
-    "roi_heads.mask_predictor.conv5_mask": "mask head",
-    "roi_heads.mask_predictor.mask_fcn_logits": "mask head",
-}
 # Parts whose class may be one of the user's own: what they are to be read as.
 TYPES = ("detector", "backbone", "neck", "rpn_head", "roi_head", "bbox_head", "mask_head")
 
 
 def recognise(names: Iterable[str]) -> str:
-    """The framework that a checkpoint's weights are named after: "mmdetection", "detectron2", "torchvision_v2",
-    "torchvision", or "" where it is none of them.
+    """Which of ``MARKS`` a checkpoint's weights are named after: "mmdetection", "detectron2", "torchvision_v2",
+    "torchvision" for Mask R-CNN, "mmdetection-solov2" for that of mmdetection, or "" where it is none of them.
 
     Raises:
         CheckpointError: it is one of which another version or network is supported.
@@ -69,7 +67,7 @@ def recognise(names: Iterable[str]) -> str:
         if found:
             raise CheckpointError(
                 f"weight {found} is of {what}; supported is Mask R-CNN with FPN of torchvision, mmdetection 2.x and "
-                "3.x, and detectron2"
+                "3.x, and detectron2, and SOLOv2 of mmdetection"
             )
     return ""
 
@@ -80,7 +78,7 @@ def settings_for(
     source: str,
     config: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> DetectorSettings:
+) -> NetworkSettings:
     """Everything that the weights do not tell.
 
     Args:
@@ -88,7 +86,7 @@ def settings_for(
         content: what the checkpoint holds, of which ``meta`` is looked at.
         source: its name, for messages.
         config: the configuration that it was trained with; goes before the one in the checkpoint.
-        overrides: fields of ``DetectorSettings``, and classes of the user's own: ``{"backbone_type": "ResNet"}``.
+        overrides: fields of the settings, and classes of the user's own: ``{"backbone_type": "ResNet"}``.
             All fields, as ``told`` gives them, leave nothing open: no configuration is looked at then.
 
     Raises:
@@ -101,15 +99,15 @@ def settings_for(
             raise CheckpointError(f"{name} is {value!r}; expected the name of a class")
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
-    settings = TORCHVISION if framework.startswith("torchvision") else DetectorSettings(framework)
+    settings = SETTINGS[framework](framework) if framework in SETTINGS else TORCHVISION
     if overrides.keys() >= set(settings.field_names) and not config:
         return settings.with_overrides(overrides).complete(source)
-    if framework == "mmdetection":
+    if framework in ("mmdetection", "mmdetection-solov2"):
         names = mmdet_config.class_names_from_meta(meta)
         told = (
-            mmdet_config.settings_from_file(config, types)
+            mmdet_config.settings_from_file(config, types, framework)
             if config
-            else mmdet_config.settings_from_meta(meta, source, types)
+            else mmdet_config.settings_from_meta(meta, source, types, framework)
         )
         settings = (told or settings).with_overrides({"class_names": names} if names else {})
     elif framework == "detectron2" and config:
@@ -131,7 +129,7 @@ def own_names(state: Mapping[str, Tensor], framework: str) -> dict[str, Tensor]:
 def torchvision_state(
     state: Mapping[str, Tensor],
     framework: str,
-    settings: DetectorSettings,
+    settings: NetworkSettings,
     source: str,
     placement: str | None = None,
 ) -> dict[str, Tensor]:
@@ -155,13 +153,14 @@ def torchvision_state(
         blocks.update({f"{home}.{name}": value for name, value in values.items()})
         own = {name: value for name, value in own.items() if not name.startswith(f"{path}.")}
     made = renamed(own, table, source)
-    absent = next((part for layer, part in _PARTS.items() if f"{layer}.weight" not in made), None)
+    absent = next((part for layer, part in table.parts.items() if f"{layer}.weight" not in made), None)
     if absent:
         raise CheckpointError(
-            f"checkpoint {source} has no {absent}, or not all of it; expected a Mask R-CNN with FPN of {framework}"
+            f"checkpoint {source} has no {absent}, or not all of it; expected a {table.network} with FPN of "
+            f"{table.framework}"
         )
-    scores, boxes = (made[f"rpn.head.{name}.weight"] for name in ("cls_logits", "bbox_pred"))
-    if 4 * scores.shape[0] != boxes.shape[0]:
+    scores, boxes = (made.get(f"rpn.head.{name}.weight") for name in ("cls_logits", "bbox_pred"))
+    if scores is not None and boxes is not None and 4 * scores.shape[0] != boxes.shape[0]:
         raise CheckpointError(
             f"checkpoint {source}: its RPN has {scores.shape[0]} scores for {boxes.shape[0]} box offsets; expected one "
             "for four: sigmoid scores, which alone are supported"

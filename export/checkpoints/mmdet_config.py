@@ -1,4 +1,4 @@
-"""What a configuration of mmdetection 2.x or 3.x says of a Mask R-CNN with FPN; read as data, never run.
+"""What a configuration of mmdetection 2.x or 3.x says of a network, Mask R-CNN above all; read as data, never run.
 
 The defaults are those of the classes that a configuration names (mmdet 2.28 and 3.3.0, mmcv 1.7 and 2.1.0).
 """
@@ -9,28 +9,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wnlb.export.checkpoints.mmdet_parts import TRAINING, PartReader
 from wnlb.export.checkpoints.mmdet_pipeline import Preparation, preparation
 from wnlb.export.checkpoints.python_data import data_from_file, data_from_text
 from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.settings import NO_STYLE, OWN_HEADS, DetectorSettings, backbone_name, shown
+from wnlb.export.checkpoints.settings import OWN_HEADS, DetectorSettings, NetworkSettings
+from wnlb.export.checkpoints.solov2_config import Solov2Reader
 from wnlb.runtime.errors import CheckpointError
 
 STRIDES = (4, 8, 16, 32, 64)
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
-RESNETS = ("ResNet", "ResNeXt")
-LIS_RESNETS = ("ResNetAdaDSmoothPrior", "ResNetAdaD")  # Linwei-Chen/LIS: adaptive downsampling, smooth convolutions
 DETECTORS = ("MaskRCNN", "MaskRCNNNoiseInv")  # the second is LIS's: it differs in training alone
 BOX_HEADS = ("Shared2FCBBoxHead", "Shared4Conv1FCBBoxHead", "ConvFCBBoxHead")
 SHARED = {"Shared2FCBBoxHead": (0, 2), "Shared4Conv1FCBBoxHead": (4, 1)}  # convolutions, linear layers
-NORMS = ("BN", "BN2d", "SyncBN", "MMSyncBN", "naiveSyncBN")
-_TRAINING = ("init_cfg", "pretrained", "train_cfg", "loss_cls", "loss_bbox", "loss_mask")
 
 
-def settings_from_meta(meta: Any, source: str, types: Mapping[str, str] | None = None) -> DetectorSettings | None:
+def settings_from_meta(
+    meta: Any, source: str, types: Mapping[str, str] | None = None, network: str = "mmdetection"
+) -> NetworkSettings | None:
     """What the ``meta`` of a checkpoint says: ``cfg`` (3.x) or ``config`` (2.x), and the names of its classes.
 
     Args:
-        types: see ``settings_from_data``.
+        types, network: see ``settings_from_data``.
 
     Returns:
         None where there is no configuration in it.
@@ -42,7 +42,7 @@ def settings_from_meta(meta: Any, source: str, types: Mapping[str, str] | None =
     if text is None:
         return None
     where = f"configuration in {source}"
-    settings = settings_from_data(data_from_text(text, where), where, types)
+    settings = settings_from_data(data_from_text(text, where), where, types, network)
     names = class_names_from_meta(meta)
     return settings.with_overrides({"class_names": names}) if names else settings
 
@@ -57,44 +57,45 @@ def class_names_from_meta(meta: Any) -> tuple[str, ...]:
     return tuple(names) if fits else ()
 
 
-def settings_from_file(path: Path, types: Mapping[str, str] | None = None) -> DetectorSettings:
+def settings_from_file(
+    path: Path, types: Mapping[str, str] | None = None, network: str = "mmdetection"
+) -> NetworkSettings:
     """The same of a configuration file and those that it builds on.
 
     Raises:
         CheckpointError: as ``settings_from_meta``.
     """
-    return settings_from_data(data_from_file(path), str(path), types)
+    return settings_from_data(data_from_file(path), str(path), types, network)
 
 
 def settings_from_data(
-    config: Mapping[str, Any], source: str, types: Mapping[str, str] | None = None
-) -> DetectorSettings:
+    config: Mapping[str, Any], source: str, types: Mapping[str, str] | None = None, network: str = "mmdetection"
+) -> NetworkSettings:
     """The settings of a configuration.
 
     Args:
         config: its variables.
         source: its name, for messages.
         types: classes of mmdetection that classes of the user's own are to be read as: ``{"backbone_type": "ResNet"}``.
+        network: what the weights are of, "mmdetection" (Mask R-CNN) or "mmdetection-solov2".
 
     Raises:
         CheckpointError: it is of another network, or of one that is not supported exactly.
     """
-    reader = _Reader(Section(config, "", source), types or {})
+    reader = READERS[network](Section(config, "", source), types or {})
     try:
         return reader.settings()
     except RecursionError as error:
         raise CheckpointError(f"{source} is nested too deeply to be a configuration") from error
 
 
-class _Reader:
-    def __init__(self, config: Section, types: Mapping[str, str]) -> None:
-        self.config, self.types = config, types
-        self.model = config.section("model")
+class MaskRcnnReader(PartReader):
+    """A configuration of a Mask R-CNN with FPN."""
 
     def settings(self) -> DetectorSettings:
         model = self.model
         self.type_of(model, "detector_type", DETECTORS, "Mask R-CNN with FPN, of a ResNet or ResNeXt")
-        model.ignore(*_TRAINING, "use_syncbn")
+        model.ignore(*TRAINING, "use_syncbn")
         backbone, style, adaptive_stride, eps = self.backbone(model.section("backbone"))
         self.neck(model.section("neck"))
         anchor_sizes, ratios = self.rpn_head(model.section("rpn_head"))
@@ -119,87 +120,6 @@ class _Reader:
             **self.blocks(),
         )
 
-    def type_of(self, section: Section, part: str, allowed: tuple[str, ...], supported: str = "") -> str:
-        """The class that a part is of, or is to be read as."""
-        named = section.kind()
-        name = self.types.get(part, named)
-        if name in allowed:
-            return name
-        raise CheckpointError(
-            f"{section.source}: {section.path} is of the type {shown(named)}; expected "
-            f"{supported or ' or '.join(allowed)}. If it is a class of your own that computes what {allowed[0]} does, "
-            f"but for non-local blocks, say so: --set {part}={allowed[0]}"
-        )
-
-    def finish(self, section: Section, part: str) -> None:
-        """A class of the user's own may have arguments of its own."""
-        if part not in self.types:
-            section.finish()
-
-    def backbone(self, section: Section) -> tuple[str, str, int, float]:
-        """Its name, style, stride of its adaptive downsampling (0: none) and the epsilon of its norms.
-
-        backbones/resnet.py, resnext.py. Of LIS's two classes one leaves the stride to the residual units in the style
-        "pytorch"; otherwise the downsampling before a stage has it.
-        """
-        kind = self.type_of(section, "backbone_type", (*RESNETS, *LIS_RESNETS), "ResNet or ResNeXt")
-        depth = section.expect("depth", 18, 34, 50, 101, 152)
-        style = section.expect("style", "pytorch", "caffe", default="pytorch")
-        groups, width = section.count("groups", 1), section.count("base_width", 4 if kind == "ResNeXt" else 64)
-        for name, value in {
-            "in_channels": 3,
-            "base_channels": 64,
-            "num_stages": 4,
-            "strides": (1, 2, 2, 2),
-            "dilations": (1, 1, 1, 1),
-            "out_indices": (0, 1, 2, 3),
-            "deep_stem": False,
-            "avg_down": False,
-            **dict.fromkeys(("conv_cfg", "dcn", "plugins")),
-        }.items():
-            section.only(name, value)
-        section.expect("stem_channels", 64, default=None)
-        eps = self.norm(section, {"type": "BN"})
-        section.ignore(*_TRAINING, "frozen_stages", "norm_eval", "with_cp", "zero_init_residual", "stage_with_dcn")
-        self.finish(section, "backbone_type")
-        backbone = backbone_name(depth, groups, width)
-        adaptive_stride = 0
-        if kind in LIS_RESNETS:
-            adaptive_stride = 1 if kind == "ResNetAdaDSmoothPrior" and style == "pytorch" else 2
-        return backbone, "pytorch" if backbone in NO_STYLE else style, adaptive_stride, eps
-
-    def norm(self, section: Section, default: dict[str, Any] | None = None) -> float:
-        """Epsilon of the norms of a part, which have to be batch norms, or none without a default."""
-        if default is None and "norm_cfg" not in section:
-            section.ignore("norm_cfg")
-            return 1e-5
-        norm = section.section("norm_cfg", default)
-        norm.kind(*NORMS)
-        norm.ignore("requires_grad", "momentum", "stats_mode")
-        eps = norm.number("eps", 1e-5)
-        if default is None:  # folded with that of torch.nn.BatchNorm2d
-            norm.only("eps", 1e-5)
-        norm.finish()
-        return eps
-
-    def neck(self, section: Section) -> None:
-        """necks/fpn.py; the fifth level is pooled from the fourth."""
-        self.type_of(section, "neck_type", ("FPN",))
-        section.expect("num_outs", 5)
-        section.expect("end_level", -1, 3, default=-1)
-        for name, value in (
-            ("start_level", 0),
-            ("add_extra_convs", False),
-            ("no_norm_on_lateral", False),
-            ("conv_cfg", None),
-            ("act_cfg", None),
-            ("upsample_cfg", {"mode": "nearest"}),
-        ):
-            section.only(name, value)
-        self.norm(section)
-        section.ignore("in_channels", "out_channels", "relu_before_extra_convs", "extra_convs_on_inputs", "init_cfg")
-        self.finish(section, "neck_type")
-
     def rpn_head(self, section: Section) -> tuple[tuple[tuple[float, ...], ...], tuple[float, ...]]:
         """Sizes and ratios of the anchors (dense_heads/rpn_head.py, task_modules/prior_generators/)."""
         self.type_of(section, "rpn_head_type", ("RPNHead",))
@@ -220,7 +140,7 @@ class _Reader:
         kind = loss.kind("CrossEntropyLoss", "FocalLoss")
         loss.expect("use_sigmoid", True, **({"default": True} if kind == "FocalLoss" else {}))
         section.only("num_classes", 1)
-        section.ignore(*_TRAINING, "in_channels", "feat_channels", "num_convs", "reg_decoded_bbox", "test_cfg")
+        section.ignore(*TRAINING, "in_channels", "feat_channels", "num_convs", "reg_decoded_bbox", "test_cfg")
         self.finish(section, "rpn_head_type")
         sizes = tuple(tuple(_whole(scale * stride) for scale in scales) for stride in STRIDES)
         return sizes, ratios
@@ -244,7 +164,7 @@ class _Reader:
         masks = self.mask_head(section.section("mask_head"))
         if masks not in (classes, None):
             section.refuse("mask_head.num_classes", masks, f"{classes}, as bbox_head has")
-        section.ignore(*_TRAINING, "test_cfg")
+        section.ignore(*TRAINING, "test_cfg")
         self.finish(section, "roi_head_type")
         return classes, tuple(layers)
 
@@ -284,7 +204,7 @@ class _Reader:
         loss.kind("CrossEntropyLoss")
         loss.only("use_sigmoid", False)
         self.norm(section)
-        section.ignore(*_TRAINING, "in_channels", "fc_out_channels", "conv_out_channels")
+        section.ignore(*TRAINING, "in_channels", "fc_out_channels", "conv_out_channels")
         section.ignore("reg_class_agnostic", "reg_decoded_bbox")
         classes = section.count("num_classes", 80)
         self.finish(section, "bbox_head_type")
@@ -302,7 +222,7 @@ class _Reader:
         ):
             section.only(name, value)
         self.norm(section)
-        section.ignore(*_TRAINING, "num_convs", "in_channels", "conv_out_channels")
+        section.ignore(*TRAINING, "num_convs", "in_channels", "conv_out_channels")
         agnostic, classes = section.truth("class_agnostic", False), section.count("num_classes", 80)
         self.finish(section, "mask_head_type")
         return None if agnostic else classes
@@ -342,39 +262,10 @@ class _Reader:
         nms.finish()
         return threshold
 
-    def blocks(self) -> dict[str, Any]:
-        """Mode and scale of mmcv's NonLocal2d, wherever a configuration builds it (mmcv/cnn/bricks/non_local.py)."""
-        modes = {"embedded_gaussian": "embedded", "dot_product": "dot"}  # of others the weights tell
-        told: dict[str, Any] = {}
-        for found in _dictionaries_of("NonLocal2d", self.config.get("model")):
-            section = Section(found, "NonLocal2d", self.config.source)
-            mode = section.text("mode", "embedded_gaussian")
-            own = {"block_mode": modes.get(mode, "embedded"), "non_local_scaled": section.truth("use_scale", True)}
-            if told and own != told:
-                raise CheckpointError(
-                    f"{self.config.source} has blocks NonLocal2d of several kinds, {shown(told)} and {shown(own)}; "
-                    "expected one mode and one use_scale"
-                )
-            told = own
-        return told
-
-
-def _dictionaries_of(kind: str, value: Any) -> list[Mapping[str, Any]]:
-    """All dictionaries of one type inside a value."""
-    found: list[Mapping[str, Any]] = []
-    left, seen = [value], set()
-    while left:
-        one = left.pop()
-        if id(one) in seen or not isinstance(one, (dict, list, tuple)):
-            continue
-        seen.add(id(one))
-        named = one.get("type") if isinstance(one, dict) else None
-        if isinstance(one, dict) and isinstance(named, str) and named.split(".")[-1] == kind:
-            found.append(one)
-        left += one.values() if isinstance(one, dict) else one
-    return found
-
 
 def _whole(value: float) -> float:
     """32.0 as 32: sizes are shown, and mostly whole."""
     return int(value) if value == int(value) else value
+
+
+READERS: dict[str, type[PartReader]] = {"mmdetection": MaskRcnnReader, "mmdetection-solov2": Solov2Reader}

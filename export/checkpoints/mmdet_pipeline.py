@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TypedDict
 
 from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.settings import Triple, is_count, shown
+from wnlb.export.checkpoints.setting_checks import is_count, shown
+from wnlb.export.checkpoints.settings import Triple
 from wnlb.runtime.errors import CheckpointError
 
 # Steps that leave the picture as it is.

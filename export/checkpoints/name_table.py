@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -68,25 +68,42 @@ class Row:
     folded: bool = False
 
 
+# Layers without which a part of a Mask R-CNN is not there, under torchvision's names.
+MASK_RCNN_PARTS = {
+    "backbone.body.conv1": "stem",
+    "backbone.fpn.inner_blocks.0.0": "FPN",
+    "rpn.head.conv.0.0": "RPN",
+    "rpn.head.cls_logits": "RPN",
+    "rpn.head.bbox_pred": "RPN",
+    "roi_heads.mask_head.0.0": "mask head",
+    "roi_heads.mask_predictor.conv5_mask": "mask head",
+    "roi_heads.mask_predictor.mask_fcn_logits": "mask head",
+}
+
+
 @dataclass(frozen=True)
 class NameTable:
-    """All names of one framework.
+    """All names of one network in one framework.
 
     Attributes:
         framework: its name, for messages.
         rows: tried one after another.
         refused: regular expressions of weights, and what they belong to, which is not supported.
-        scores: the layer with a row for each class and one for the background.
         block_homes: where non-local blocks may lie, and where that is in torchvision's; "" where names do not tell.
+        scores: the layer with a row for each class and one for the background; "" where there is none.
         prepare: what is done to the weights under the framework's names before.
+        network: what it is called.
+        parts: layers without which a part is not there, under the new names.
     """
 
     framework: str
     rows: tuple[Row, ...]
     refused: tuple[tuple[str, str], ...]
-    scores: str
     block_homes: tuple[tuple[str, str], ...]
+    scores: str = ""
     prepare: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+    network: str = "Mask R-CNN"
+    parts: Mapping[str, str] = field(default_factory=lambda: MASK_RCNN_PARTS)
 
 
 def renamed(state: Mapping[str, Tensor], table: NameTable, source: str) -> dict[str, Tensor]:
@@ -106,7 +123,7 @@ def renamed(state: Mapping[str, Tensor], table: NameTable, source: str) -> dict[
     for name, value in state.items():
         path, _, kind = name.rpartition(".")
         layers.setdefault(path, {})[kind] = value
-    classes = _classes(layers, table, source)
+    classes = _classes(layers, table, source) if table.scores else 0
     made: dict[str, Values] = {}
     norms: dict[str, Values] = {}
     unknown: list[str] = []
@@ -120,8 +137,8 @@ def renamed(state: Mapping[str, Tensor], table: NameTable, source: str) -> dict[
     if unknown:
         listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
         raise CheckpointError(
-            f"checkpoint {source} has weights that belong to no Mask R-CNN of {table.framework}: {listed}. Rename or "
-            "drop them with --key-map"
+            f"checkpoint {source} has weights that belong to no {table.network} of {table.framework}: {listed}. "
+            "Rename or drop them with --key-map"
         )
     for path, norm in norms.items():
         made[path] = _folded(made.get(path, {}), norm, path, source)

@@ -28,18 +28,33 @@ def with_smooth_convolutions(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+BODY = (
+    Row(r"backbone\.(conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))", r"backbone.body.\1"),
+    *(  # LIS's downsampling before the stage i
+        Row(rf"backbone\.AdaD\.{i - 1}\.(weight_net\.[01]|channel_net\.[13])", rf"backbone.body.layer{i}.adad.\1")
+        for i in (2, 3, 4)
+    ),
+    Row(r"neck\.lateral_convs\.([0-3])\.conv", r"backbone.fpn.inner_blocks.\1.0"),
+    Row(r"neck\.lateral_convs\.([0-3])\.bn", r"backbone.fpn.inner_blocks.\1.0", folded=True),
+    Row(r"neck\.fpn_convs\.([0-3])\.conv", r"backbone.fpn.layer_blocks.\1.0"),
+    Row(r"neck\.fpn_convs\.([0-3])\.bn", r"backbone.fpn.layer_blocks.\1.0", folded=True),
+)
+REFUSED_BODIES = (
+    (r"conv_offset", "a deformable convolution"),
+    (r"^neck\.\d+\.", "a neck of several parts"),
+    (r"^neck\.fpn_convs\.[4-9]\.", "an FPN with extra convolutions"),
+    (r"^backbone\.stem\.", "a deep stem (ResNet-C, -D)"),
+    (r"\.g\.0\.conv\.", "a non-local block with sub_sample"),
+)
+BLOCK_HOMES = (
+    (r"backbone\.layer([1-4])\.([^.]+)", r"backbone.body.layer\1.\2"),
+    (r"neck\.(.+)", r"backbone.fpn.\1"),
+    (r"backbone\.(?!layer\d)(.+)", ""),
+)
 TABLE = NameTable(
     framework="mmdetection",
     rows=(
-        Row(r"backbone\.(conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))", r"backbone.body.\1"),
-        *(  # LIS's downsampling before the stage i
-            Row(rf"backbone\.AdaD\.{i - 1}\.(weight_net\.[01]|channel_net\.[13])", rf"backbone.body.layer{i}.adad.\1")
-            for i in (2, 3, 4)
-        ),
-        Row(r"neck\.lateral_convs\.([0-3])\.conv", r"backbone.fpn.inner_blocks.\1.0"),
-        Row(r"neck\.lateral_convs\.([0-3])\.bn", r"backbone.fpn.inner_blocks.\1.0", folded=True),
-        Row(r"neck\.fpn_convs\.([0-3])\.conv", r"backbone.fpn.layer_blocks.\1.0"),
-        Row(r"neck\.fpn_convs\.([0-3])\.bn", r"backbone.fpn.layer_blocks.\1.0", folded=True),
+        *BODY,
         Row(r"rpn_head\.rpn_conv", r"rpn.head.conv.0.0"),
         Row(r"rpn_head\.rpn_conv\.(\d)\.conv", r"rpn.head.conv.\1.0"),
         Row(r"rpn_head\.rpn_cls", "rpn.head.cls_logits"),
@@ -56,21 +71,13 @@ TABLE = NameTable(
     ),
     refused=(
         (r"\.gn\d?\.", "a group norm"),
-        (r"conv_offset", "a deformable convolution"),
-        (r"^neck\.\d+\.", "a neck of several parts"),
-        (r"^neck\.fpn_convs\.[4-9]\.", "an FPN with extra convolutions"),
-        (r"^backbone\.stem\.", "a deep stem (ResNet-C, -D)"),
-        (r"\.g\.0\.conv\.", "a non-local block with sub_sample"),
+        *REFUSED_BODIES,
         (r"^roi_head\.(bbox|mask)_head\.\d\.", "a cascade of heads"),
         (r"^roi_head\.point_head\.", "PointRend"),
         (r"^roi_head\.mask_iou_head\.", "Mask Scoring R-CNN"),
         (r"^roi_head\.semantic_head\.|^semantic_head\.", "a semantic branch"),
     ),
     scores=f"{_BOX}.fc_cls",
-    block_homes=(
-        (r"backbone\.layer([1-4])\.([^.]+)", r"backbone.body.layer\1.\2"),
-        (r"neck\.(.+)", r"backbone.fpn.\1"),
-        (r"backbone\.(?!layer\d)(.+)", ""),
-    ),
+    block_homes=BLOCK_HOMES,
     prepare=with_smooth_convolutions,
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from wnlb.export.checkpoints.setting_checks import CHECKS, shown
 from wnlb.runtime.errors import CheckpointError
 
 Triple = tuple[float, float, float]
@@ -17,14 +18,17 @@ NO_STYLE = ("resnet18", "resnet34")  # their residual units have no 1 x 1 convol
 OWN_HEADS = {f"{part}_type" for part in ("detector", "rpn_head", "roi_head", "bbox_head", "mask_head")}
 
 
+_Settings = TypeVar("_Settings", bound="NetworkSettings")
+
+
 @dataclass(frozen=True)
-class DetectorSettings:
-    """Everything that names and shapes of weights do not tell. None stands for what nothing tells: it is asked for.
+class NetworkSettings:
+    """What names and shapes of weights do not tell. None stands for what nothing tells: it is asked for.
 
     ``style`` is why nothing is guessed: both styles have the same names and shapes, and other detections.
     """
 
-    framework: str  # "mmdetection", "detectron2" or "torchvision"
+    framework: str  # whose conventions hold, see ``wnlb.runtime.conventions``
     style: str | None = None  # "pytorch": a unit's 3 x 3 convolution has the stride; "caffe": its first 1 x 1
     channel_order: str | None = None  # of the network's input, of mean and std: "rgb" or "bgr"
     mean: Triple | None = None  # of 0..255
@@ -33,13 +37,7 @@ class DetectorSettings:
     scale: tuple[int, int] | None = None  # px: (long edge, short edge) of "fit", (width, height) of "stretch"
     interpolation: str | None = None  # "bilinear" (2 x 2 pixels), "nearest", "antialiased" (Pillow's bilinear)
     pad_divisor: int | None = None  # frames are padded with 0 after normalisation to multiples of it, in px
-    anchor_sizes: tuple[tuple[float, ...], ...] | None = None  # px at P2, P3, P4, P5, P6
-    aspect_ratios: tuple[float, ...] | None = None  # height / width
-    pre_nms_top_n: int | None = None  # anchors of each level that enter NMS
-    post_nms_top_n: int | None = None  # proposals of a picture
-    rpn_nms_threshold: float | None = None
     score_threshold: float | None = None
-    nms_threshold: float | None = None
     detections: int | None = None  # of a picture, at most
     class_names: tuple[str, ...] = ()  # without background; empty: not known
     norm_eps: float = 1e-5
@@ -48,14 +46,12 @@ class DetectorSettings:
     non_local_scaled: bool = True  # mmcv's NonLocal2d divides embedded logits by sqrt(d)
     backbone: str = ""  # as ModelConfig names it, to be held against the weights; "" where it is not known
     num_classes: int = 0  # with background, to be held against the weights; 0 where it is not known
-    # The same: convolutions of RPN and box head, and linear layers of the latter; () where not known
-    head_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = _as_tuple(getattr(self, field.name))  # as JSON gives it
             object.__setattr__(self, field.name, value)
-            fits, expected = _CHECKS[field.name]
+            fits, expected = CHECKS[field.name]
             if (value is not None or field.default is not None) and not fits(value):
                 raise CheckpointError(f"{field.name} is {shown(value)}; expected {expected}")
         if self.resize == "fit" and self.scale:
@@ -67,7 +63,7 @@ class DetectorSettings:
         needed = [field.name for field in dataclasses.fields(self) if field.default is None]
         return tuple(name for name in needed if getattr(self, name) is None)
 
-    def with_overrides(self, values: Mapping[str, Any]) -> DetectorSettings:
+    def with_overrides(self: _Settings, values: Mapping[str, Any]) -> _Settings:
         """These settings, but for ``values``.
 
         Raises:
@@ -82,7 +78,7 @@ class DetectorSettings:
                 )
         return dataclasses.replace(self, **values)
 
-    def complete(self, source: str) -> DetectorSettings:
+    def complete(self: _Settings, source: str) -> _Settings:
         """Itself, once nothing is missing.
 
         Raises:
@@ -90,18 +86,18 @@ class DetectorSettings:
         """
         if not self.missing:
             return self
-        kind = {"mmdetection": "FILE.py", "detectron2": "FILE.yaml"}.get(self.framework, "FILE")
-        asked = ", ".join(f"{name} ({_CHECKS[name][1]})" for name in self.missing)
+        kind = {"mmdetection": "FILE.py", "detectron2": "FILE.yaml"}.get(self.framework.split("-")[0], "FILE")
+        asked = ", ".join(f"{name} ({CHECKS[name][1]})" for name in self.missing)
         raise CheckpointError(
             f"neither the weights nor a configuration of {source} tell {asked}; give the configuration that it was "
             f"trained with, --config {kind}, or each by name: --set {self.missing[0]}=..."
         )
 
-    def check_weights(self, backbone: str, num_classes: int, head_layers: tuple[int, ...], source: str) -> None:
+    def check_network(self, backbone: str, num_classes: int, source: str) -> None:
         """Hold what the configuration says against what the weights are.
 
         Args:
-            backbone, num_classes, head_layers: of the ``ModelConfig`` that was read from the weights.
+            backbone, num_classes: of the ``ModelConfig`` that was read from the weights.
 
         Raises:
             CheckpointError: they differ: it is the configuration of another checkpoint.
@@ -115,10 +111,6 @@ class DetectorSettings:
                     f"checkpoint {source} has the {name} {found}, its configuration {said} (classes are counted with "
                     "the background); give the configuration that it was trained with"
                 )
-        if self.head_layers and self.head_layers != head_layers:
-            text = "{} convolutions in the RPN, {} and {} linear layers in the box head"
-            found, said = text.format(*head_layers), text.format(*self.head_layers)
-            raise CheckpointError(f"checkpoint {source} has {found}; its configuration {said}")
 
     @property
     def field_names(self) -> tuple[str, ...]:
@@ -148,6 +140,47 @@ class DetectorSettings:
                 "changes detections unless resized pictures have such sides; take that with --set pad_divisor=32"
             )
 
+    def model_fields(self) -> dict[str, Any]:
+        """What of these settings ``BackboneConfig`` holds too, under its names."""
+        fields = {
+            "class_names": self.class_names,
+            "norm_eps": self.norm_eps,
+            "style": self.style,
+            "adaptive_stride": self.adaptive_stride,
+            "mode": None if self.block_mode == "embedded" else self.block_mode,
+        }
+        for name, values in (("image_mean", self.mean), ("image_std", self.std)):
+            rgb = (values or ())[:: -1 if self.channel_order == "bgr" else 1]
+            fields[name] = tuple(round(value / 255, 12) for value in rgb)
+        return {name: value for name, value in fields.items() if value}
+
+
+@dataclass(frozen=True)
+class DetectorSettings(NetworkSettings):
+    """The same of a Mask R-CNN."""
+
+    anchor_sizes: tuple[tuple[float, ...], ...] | None = None  # px at P2, P3, P4, P5, P6
+    aspect_ratios: tuple[float, ...] | None = None  # height / width
+    pre_nms_top_n: int | None = None  # anchors of each level that enter NMS
+    post_nms_top_n: int | None = None  # proposals of a picture
+    rpn_nms_threshold: float | None = None
+    nms_threshold: float | None = None
+    # Convolutions of RPN and box head, and linear layers of the latter, to be held against the weights; () where not
+    # known
+    head_layers: tuple[int, ...] = ()
+
+    def check_weights(self, backbone: str, num_classes: int, head_layers: tuple[int, ...], source: str) -> None:
+        """``check_network``, and the same of the heads.
+
+        Raises:
+            CheckpointError: it is the configuration of another checkpoint.
+        """
+        self.check_network(backbone, num_classes, source)
+        if self.head_layers and self.head_layers != head_layers:
+            text = "{} convolutions in the RPN, {} and {} linear layers in the box head"
+            found, said = text.format(*head_layers), text.format(*self.head_layers)
+            raise CheckpointError(f"checkpoint {source} has {found}; its configuration {said}")
+
     def detector_options(self) -> dict[str, Any]:
         """What of these settings torchvision's ``MaskRCNN`` takes, under its names."""
         return {
@@ -160,22 +193,13 @@ class DetectorSettings:
         }
 
     def model_fields(self) -> dict[str, Any]:
-        """What of these settings ``ModelConfig`` holds too, under its names."""
         sizes = self.anchor_sizes or ()
         single = all(len(level) == 1 for level in sizes)
         fields = {
-            "class_names": self.class_names,
             "anchor_sizes": tuple(level[0] for level in sizes) if single else sizes,
             "aspect_ratios": self.aspect_ratios,
-            "norm_eps": self.norm_eps,
-            "style": self.style,
-            "adaptive_stride": self.adaptive_stride,
-            "mode": None if self.block_mode == "embedded" else self.block_mode,
         }
-        for name, values in (("image_mean", self.mean), ("image_std", self.std)):
-            rgb = (values or ())[:: -1 if self.channel_order == "bgr" else 1]
-            fields[name] = tuple(round(value / 255, 12) for value in rgb)
-        return {name: value for name, value in fields.items() if value}
+        return {**super().model_fields(), **{name: value for name, value in fields.items() if value}}
 
 
 def backbone_name(depth: int, groups: int, width: int) -> str:
@@ -185,89 +209,9 @@ def backbone_name(depth: int, groups: int, width: int) -> str:
     return f"resnext{depth}_{groups}x{width}d"
 
 
-def shown(value: Any) -> str:
-    """A value for a message, however large it is: at most 80 characters, in one line."""
-    text = _repr(value, 3)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _repr(value: Any, depth: int) -> str:
-    if isinstance(value, Mapping):
-        inner = [f"{_repr(k, 0)}: {_repr(v, depth - 1)}" for k, v in list(value.items())[:6]] if depth else ["..."]
-        return f"{{{', '.join(inner)}{', ...' if len(value) > 6 else ''}}}"
-    if isinstance(value, (list, tuple)):
-        inner = [_repr(item, depth - 1) for item in value[:6]] if depth else ["..."]
-        return f"[{', '.join(inner)}{', ...' if len(value) > 6 else ''}]"
-    if isinstance(value, str):
-        return repr(value[:80])
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
-        return "a very large number"
-    return repr(value)[:80] if isinstance(value, (int, float, bool, type(None))) else type(value).__name__
-
-
 def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, (list, tuple)) else value
 
-
-def is_number(value: Any) -> bool:
-    """A finite number that is no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
-
-
-def is_count(value: Any) -> bool:
-    """A whole number from 1 up."""
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 10**9
-
-
-def _one_of(*allowed: Any) -> tuple[Callable[[Any], bool], str]:
-    return lambda value: isinstance(value, type(allowed[0])) and value in allowed, " or ".join(map(str, allowed))
-
-
-def _tuple_of(fits: Callable[[Any], bool], low: int, high: int = 100_000) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, tuple) and low <= len(value) <= high and all(map(fits, value))
-
-
-def _positive(value: Any) -> bool:
-    return is_number(value) and value > 0
-
-
-def _same_count(value: Any) -> bool:
-    levels = _tuple_of(_tuple_of(_positive, 1, 64), 5, 5)
-    return levels(value) and len({len(level) for level in value}) == 1
-
-
-_COUNT = (is_count, "a whole number from 1 up")
-_SHARE = (lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "framework": _one_of("mmdetection", "detectron2", "torchvision"),
-    "style": _one_of("pytorch", "caffe"),
-    "channel_order": _one_of("rgb", "bgr"),
-    "mean": (_tuple_of(is_number, 3, 3), "three numbers"),
-    "std": (_tuple_of(_positive, 3, 3), "three numbers above 0"),
-    "resize": _one_of("fit", "stretch"),
-    "scale": (_tuple_of(is_count, 2, 2), "two whole numbers: long edge and short edge, in px"),
-    "interpolation": _one_of("bilinear", "nearest", "antialiased"),
-    "pad_divisor": _COUNT,
-    "anchor_sizes": (_same_count, "five lists of sizes in px, for P2, P3, P4, P5 and P6"),
-    "aspect_ratios": (_tuple_of(_positive, 1, 64), "a list of ratios of height to width"),
-    "pre_nms_top_n": _COUNT,
-    "post_nms_top_n": _COUNT,
-    "rpn_nms_threshold": _SHARE,
-    "score_threshold": _SHARE,
-    "nms_threshold": _SHARE,
-    "detections": _COUNT,
-    "class_names": (_tuple_of(lambda value: isinstance(value, str), 0), "a list of names"),
-    "norm_eps": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to 1"),
-    "adaptive_stride": _one_of(0, 1, 2),
-    "block_mode": _one_of("embedded", "dot"),
-    "non_local_scaled": _one_of(True, False),
-    "backbone": (lambda value: isinstance(value, str), "a name"),
-    "num_classes": (lambda value: value == 0 or is_count(value), "a whole number"),
-    "head_layers": (
-        lambda value: isinstance(value, tuple) and len(value) in (0, 3) and all(type(one) is int for one in value),
-        "three whole numbers",
-    ),
-}
 
 # torchvision's own: torchvision/models/detection/mask_rcnn.py, faster_rcnn.py, rpn.py, transform.py (0.29).
 TORCHVISION = DetectorSettings(

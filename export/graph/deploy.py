@@ -7,14 +7,12 @@ size. Nothing is filtered out: rows that the eager model would drop are masked a
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
-from torchvision.ops import FrozenBatchNorm2d
 
 from wnlb.export.graph.adaptive_roi_align import (
     CellRoIAlign,
@@ -26,10 +24,10 @@ from wnlb.export.graph.adaptive_roi_align import (
     most_cells,
 )
 from wnlb.export.graph.anchors import pyramid_anchors
-from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
 from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
-from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
+from wnlb.export.graph.mask_branch import MaskBranch, RowsMaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
+from wnlb.export.graph.pyramid import PyramidGraph
 from wnlb.export.graph.static_ops import (
     AtlasLayout,
     AtlasRoIAlign,
@@ -39,15 +37,14 @@ from wnlb.export.graph.static_ops import (
     large_enough,
     take_rows,
 )
-from wnlb.export.model import blocks_by_level
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.conventions import TORCHVISION, MaskRcnnConventions
-from wnlb.runtime.errors import GraphError, WnlbError
+from wnlb.runtime.errors import GraphError
 
 _FINEST_SIDE = 56  # px, sqrt(area) from which on a box belongs to P3; Lin et al., "Feature Pyramid Networks", eq. 1
 
 
-class DeployGraph(nn.Module):
+class DeployGraph(PyramidGraph):
     """``image`` uint8 ``[N, H, W, 3]`` and ``content`` int32 ``[N, 2]`` to boxes, scores, labels, masks, count.
 
     See ``wnlb.runtime.contract``. As all frameworks do with a padded batch: what lies beside the picture is zero after
@@ -58,43 +55,16 @@ class DeployGraph(nn.Module):
     under a default of float64 the graph of a float64 model is the exact oracle of the file.
     """
 
-    scale: Tensor
-    shift: Tensor
-    rows: Tensor  # [H, 1] 0, 1, ...
-    columns: Tensor  # [W]
-
     def __init__(self, model: MaskRCNN, options: ExportOptions, conventions: MaskRcnnConventions = TORCHVISION) -> None:
-        super().__init__()
         model = copy.deepcopy(model).eval().requires_grad_(False)
-        height, width = options.height, options.width
-        self.plans = plan_blocks(model, options)
-        for plan, (_, path, block) in zip(self.plans, list(blocks_by_level(model)), strict=True):
-            deployed = nn.Identity() if plan.form == "removed" else DeployedBlock(block, plan)
-            model.set_submodule(path, deployed)
-        _fold_batch_norms(model.backbone)
-        shapes = _pyramid_shapes(model, height, width)
-        std = torch.tensor(model.transform.image_std)
-        mean = torch.tensor(model.transform.image_mean)
-        self.register_buffer("scale", (1 / (255 * std)).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", (-mean / std).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("rows", torch.arange(height).unsqueeze(1) * 1.0, persistent=False)
-        self.register_buffer("columns", torch.arange(width) * 1.0, persistent=False)
-        self.body, self.fpn = model.backbone.body, model.backbone.fpn
-        self.rpn = ProposalStage(model, shapes, options, conventions)
-        self.detect = DetectionStage(model, shapes, options, conventions, self.rpn.proposals)
+        super().__init__(model, options, model.transform.image_mean, model.transform.image_std)
+        self.rpn = ProposalStage(model, self.shapes, options, conventions)
+        self.detect = DetectionStage(model, self.shapes, options, conventions, self.rpn.proposals)
 
     def forward(self, image: Tensor, content: Tensor) -> tuple[Tensor, ...]:
         levels, limit = self.pyramid(image, content)
         proposals, valid = self.rpn(levels, limit)
         return self.detect(levels[:4], proposals, valid, limit)
-
-    def pyramid(self, image: Tensor, content: Tensor) -> tuple[list[Tensor], Tensor]:
-        """P2 .. P6 of the frames, and what ``limits`` gives for them."""
-        limit = limits(content.to(self.scale.dtype))
-        width, height = limit[..., 2:3], limit[..., 3:]  # [N, 1, 1]
-        inside = ((self.rows < height) & (self.columns < width)).unsqueeze(1)  # [N, 1, H, W]
-        x = image.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
-        return list(self.fpn(self.body(x * inside.to(x.dtype))).values()), limit
 
 
 class ProposalStage(nn.Module):
@@ -191,19 +161,28 @@ class DetectionStage(nn.Module):
         self.register_buffer("score_threshold", torch.tensor(float(heads.score_thresh)), persistent=False)
         self.candidates, self.detections = options.candidates, heads.detections_per_img
         self.nms = _nms(heads.nms_thresh, options, heads.box_predictor.cls_score.out_features - 1)
-        self.with_masks = options.masks == "box"
+        self.mask_rows = min(options.mask_rows or self.detections, self.detections)
+        self.with_masks = options.masks != "none"
         if self.with_masks:
             _check_mask_classes(heads)
-            form = FourierMaskBranch if options.target == "cpu" else MaskBranch
-            self.mask = form(pool(heads.mask_roi_pool, self.detections), heads.mask_head, heads.mask_predictor)
+            form = RowsMaskBranch if options.target == "cpu" else MaskBranch
+            self.mask = form(pool(heads.mask_roi_pool, self.mask_rows), heads.mask_head, heads.mask_predictor)
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
         maps = self.maps(levels)
         boxes, scores, labels, found = self.boxes(maps, proposals, valid, limit)
         outputs = [boxes, scores, labels.int()]
         if self.with_masks:
-            outputs.append(self.mask(maps, boxes, labels, found) * found[:, :, None, None])
+            outputs.append(self._masks(maps, boxes, labels, found))
         return (*outputs, found.sum(1).int())
+
+    def _masks(self, maps: Maps, boxes: Tensor, labels: Tensor, found: Tensor) -> Tensor:
+        """``[N, D, 2S, 2S]``; zero in rows that are no detection, and behind the best ``mask_rows``."""
+        missing = self.detections - self.mask_rows
+        if missing:
+            boxes, labels, found = (t.narrow(1, 0, self.mask_rows) for t in (boxes, labels, found))
+        masks = self.mask(maps, boxes, labels, found) * found[:, :, None, None]
+        return F.pad(masks, (0, 0, 0, 0, 0, missing)) if missing else masks
 
     def boxes(
         self, maps: Maps, proposals: Tensor, valid: Tensor, limit: Tensor
@@ -245,31 +224,6 @@ class DetectionStage(nn.Module):
         return boxes, best, label, real.to(boxes.dtype)
 
 
-def plan_blocks(model: MaskRCNN, options: ExportOptions) -> list[AttentionPlan]:
-    """What each block will cost at the size of ``options``, in the order of the network."""
-    plans = []
-    for level, _, block in blocks_by_level(model):
-        stride = 2 ** int(level[1])
-        height, width = options.height // stride, options.width // stride
-        form = options.attention_form(level)
-        plans.append(
-            plan_attention(
-                level, block, height, width, options.batch, options.attention_bytes, form, options.target == "cpu"
-            )
-        )
-    unknown = options.attention_levels - {plan.level for plan in plans}
-    if unknown:
-        levels = ", ".join(plan.level for plan in plans) or "none"
-        raise WnlbError(f"attention of {', '.join(sorted(unknown))} was asked for; the model has blocks at {levels}")
-    return plans
-
-
-def limits(content: Tensor) -> Tensor:
-    """``[N, 2]`` heights and widths to ``[N, 1, 4]``, the largest coordinates of boxes."""
-    height, width = content[:, :1], content[:, 1:]
-    return torch.cat((width, height, width, height), 1).unsqueeze(1)
-
-
 def _check_mask_classes(heads: Any) -> None:
     """torchvision takes the mask of a box's own class: every class needs one."""
     classes, masks = heads.box_predictor.cls_score.out_features, heads.mask_predictor.mask_fcn_logits.out_channels
@@ -308,19 +262,3 @@ def _nms(threshold: float, options: ExportOptions, classes: int = 1) -> StaticNM
 def _log_scales(coder: Any, conventions: MaskRcnnConventions) -> tuple[float, float | None]:
     """The largest and the smallest dw and dh, as ``decode_boxes`` takes them."""
     return coder.bbox_xform_clip, -coder.bbox_xform_clip if conventions.two_sided_clamp else None
-
-
-def _pyramid_shapes(model: MaskRCNN, height: int, width: int) -> list[tuple[int, int]]:
-    shapes = [(height // stride, width // stride) for stride in (4, 8, 16, 32)]
-    return [*shapes, ((shapes[3][0] + 1) // 2, (shapes[3][1] + 1) // 2)]
-
-
-def _fold_batch_norms(module: nn.Module) -> None:
-    """Fold each batch norm that directly follows a convolution among its parent's children, in place."""
-    children = list(module.named_children())
-    for (name, child), (next_name, following) in pairwise(children):
-        if isinstance(child, nn.Conv2d) and isinstance(following, (nn.BatchNorm2d, FrozenBatchNorm2d)):
-            setattr(module, name, fold_batch_norm(child, following))
-            setattr(module, next_name, nn.Identity())
-    for _, child in children:
-        _fold_batch_norms(child)

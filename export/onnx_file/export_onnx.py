@@ -1,32 +1,35 @@
-"""From an eager Mask R-CNN to one verified ONNX file."""
+"""From an eager network to one verified ONNX file."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from torchvision.models.detection import MaskRCNN
 
+from wnlb.export.backbone import blocks_by_level
 from wnlb.export.checkpoints.checkpoint import Origin
 from wnlb.export.checkpoints.settings import TORCHVISION as TORCHVISION_SETTINGS
 from wnlb.export.graph.attention import AttentionPlan
 from wnlb.export.graph.deploy import DeployGraph
-from wnlb.export.model import blocks_by_level
+from wnlb.export.graph.solov2 import Solov2Graph
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_OP, fuse_attention, use_multi_head_attention
 from wnlb.export.onnx_file.lint import lint
 from wnlb.export.onnx_file.passes import name_by_module, name_rows, set_metadata
 from wnlb.export.onnx_file.reference import Eager
 from wnlb.export.onnx_file.trace import OPSET, traced
-from wnlb.export.onnx_file.verify import CASES, CaseReport, verify
+from wnlb.export.onnx_file.verify import CASES, CaseReport, Graph, verify
 from wnlb.export.options import ExportOptions
+from wnlb.export.solov2 import Solov2
 from wnlb.runtime.contract import METADATA_KEY, Contract
-from wnlb.runtime.conventions import TORCHVISION
-from wnlb.runtime.errors import GraphError
+from wnlb.runtime.conventions import FRAMEWORKS, TORCHVISION
+from wnlb.runtime.errors import GraphError, WnlbError
 from wnlb.runtime.files import atomic_path
 
 # Forms of attention that are one node, how it gets into the file, and what it is called.
@@ -44,7 +47,7 @@ class ExportReport:
 
 
 def export_onnx(
-    model: MaskRCNN,
+    model: MaskRCNN | Solov2,
     path: Path | str,
     options: ExportOptions,
     *,
@@ -58,7 +61,7 @@ def export_onnx(
     """Write ``model`` as one ONNX file, verified against the eager network.
 
     Args:
-        model: a torchvision ``MaskRCNN`` with FPN. Counts and thresholds of ``options`` are set on it.
+        model: a torchvision ``MaskRCNN`` with FPN, or a ``Solov2``. Counts and thresholds of ``options`` are set on it.
         path: the file to write. It appears only when everything has held.
         class_names: one for each class but the background; ``class 1`` ... where there are none.
         origin: of a model that another framework trained: it is computed, and verified, as that computes it.
@@ -75,7 +78,7 @@ def export_onnx(
         origin.settings.check_size(options.height, options.width)
     configure(model.float(), options)
     on_step("fold")
-    graph = DeployGraph(model, options, origin.conventions if origin else TORCHVISION)
+    graph = deploy_graph(model, options, origin)
     on_plan(graph.plans)
     contract = dataclasses.replace(
         make_contract(model, graph, options, class_names, origin),
@@ -99,9 +102,26 @@ def export_onnx(
     return ExportReport(contract, graph.plans, cases)
 
 
-def configure(model: MaskRCNN, options: ExportOptions) -> None:
-    """Give the eager model the counts and thresholds of ``options``, and evaluation mode."""
+def deploy_graph(model: MaskRCNN | Solov2, options: ExportOptions, origin: Origin | None) -> Graph:
+    """The static graph of a network whose counts and thresholds are set."""
+    if isinstance(model, Solov2):
+        return Solov2Graph(model, options)
+    return DeployGraph(model, options, origin.conventions if origin else TORCHVISION)
+
+
+def configure(model: MaskRCNN | Solov2, options: ExportOptions) -> None:
+    """Give the eager model the counts and thresholds of ``options``, and evaluation mode.
+
+    Raises:
+        WnlbError: one of them is of something that the network does not have.
+    """
     model.eval()
+    other = "box" if isinstance(model, Solov2) else "frame"
+    if options.masks == other:
+        raise WnlbError(f"masks is {other!r}, which this network does not make; expected none, or leave it out")
+    if isinstance(model, Solov2):
+        _configure_solov2(model, options)
+        return
     for name, attribute in (("pre_nms_top_n", "_pre_nms_top_n"), ("post_nms_top_n", "_post_nms_top_n")):
         if (count := getattr(options, name)) is not None:
             getattr(model.rpn, attribute)["testing"] = count
@@ -114,9 +134,22 @@ def configure(model: MaskRCNN, options: ExportOptions) -> None:
             setattr(model.roi_heads, attribute, value)
 
 
+def _configure_solov2(model: Solov2, options: ExportOptions) -> None:
+    for name in ("pre_nms_top_n", "post_nms_top_n", "nms_threshold", "mask_rows"):
+        if getattr(options, name) is not None:
+            raise WnlbError(
+                f"{name} is {getattr(options, name)}, but SOLOv2 has neither proposals nor NMS of boxes, and its masks "
+                "are made at once; leave it out. "
+                "Of its own there are --set nms_candidates=N, nms_sigma=S and cell_threshold=S"
+            )
+    asked: dict[str, Any] = {"detections": options.detections, "score_threshold": options.score_threshold}
+    told = {name: value for name, value in asked.items() if value is not None}
+    model.selection = dataclasses.replace(model.selection, **told)
+
+
 def make_contract(
-    model: MaskRCNN,
-    graph: DeployGraph,
+    model: MaskRCNN | Solov2,
+    graph: Graph,
     options: ExportOptions,
     class_names: tuple[str, ...],
     origin: Origin | None = None,
@@ -126,43 +159,61 @@ def make_contract(
     Raises:
         GraphError: the number of class names does not fit.
     """
-    classes = graph.detect.box_predictor.cls_score.out_features - 1
+    own, classes, mean, std = _of_solov2(model) if isinstance(model, Solov2) else _of_mask_rcnn(model, options)
     names = class_names or tuple(f"class {i + 1}" for i in range(classes))
     if len(names) != classes:
         raise GraphError(f"{len(names)} class names for {classes} classes; expected one for each but the background")
-    mean, std = model.transform.image_mean, model.transform.image_std
     settings = origin.settings if origin else TORCHVISION_SETTINGS
     resize = options.resize or settings.resize or "fit"
+    rows = graph.detect.detections
     return Contract(
         batch=options.batch,
         min_batch=options.min_batch,
         height=options.height,
         width=options.width,
         class_names=names,
-        detections=graph.detect.detections,
-        score_threshold=model.roi_heads.score_thresh,
-        nms_threshold=model.roi_heads.nms_thresh,
-        rpn_nms_threshold=model.rpn.nms_thresh,
-        pre_nms_top_n=model.rpn.pre_nms_top_n(),
-        post_nms_top_n=model.rpn.post_nms_top_n(),
+        detections=rows,
+        mask_rows=options.mask_rows if (options.mask_rows or rows) < rows else None,
         candidates=options.candidates,
-        nms_rounds=options.nms_rounds,
         framework=settings.framework,
         resize=resize,
         # An asked-for way of resizing fills the input, as torchvision's models do.
         scale=settings.scale if origin and not options.resize else None,
         interpolation=options.interpolation or settings.interpolation or "bilinear",
         # All frameworks pad with zeros after normalising: with the mean, before it.
-        pad_rgb=tuple(round(255 * value) for value in mean),
+        pad_rgb=(round(255 * mean[0]), round(255 * mean[1]), round(255 * mean[2])),
         mean=tuple(mean),
         std=tuple(std),
-        masks=options.masks,
+        masks=options.masks or FRAMEWORKS[settings.framework].masks,
         target=options.target,
         attention={plan.level: f"{plan.mode}/{plan.form}" for plan in graph.plans},
         opset=OPSET,
         tool_version=importlib.metadata.version("wnlb-deploy"),
         checkpoint_settings=settings.told() if origin else {},
+        **own,
     )
+
+
+_Own = tuple[dict[str, Any], int, Sequence[float], Sequence[float]]  # entries; classes; mean and std of RGB in 0..1
+
+
+def _of_mask_rcnn(model: MaskRCNN, options: ExportOptions) -> _Own:
+    entries = {
+        "score_threshold": model.roi_heads.score_thresh,
+        "nms_threshold": model.roi_heads.nms_thresh,
+        "rpn_nms_threshold": model.rpn.nms_thresh,
+        "pre_nms_top_n": model.rpn.pre_nms_top_n(),
+        "post_nms_top_n": model.rpn.post_nms_top_n(),
+        "nms_rounds": options.nms_rounds,
+    }
+    classes = model.roi_heads.box_predictor.cls_score.out_features - 1
+    return entries, classes, model.transform.image_mean, model.transform.image_std
+
+
+def _of_solov2(model: Solov2) -> _Own:
+    absent = ("nms_threshold", "rpn_nms_threshold", "pre_nms_top_n", "post_nms_top_n", "nms_rounds")
+    entries = {"score_threshold": model.selection.score_threshold, **dict.fromkeys(absent)}
+    return entries, model.config.num_classes - 1, model.config.image_mean, model.config.image_std
 
 
 def _replace_attention(
@@ -178,12 +229,12 @@ def _replace_attention(
             )
 
 
-def trace(graph: DeployGraph, contract: Contract) -> onnx.ModelProto:
+def trace(graph: Graph, contract: Contract) -> onnx.ModelProto:
     """``graph`` as ONNX."""
     examples = {
         name: torch.zeros(shape, dtype=getattr(torch, contract.types[name]))
         for name, shape in contract.input_shapes.items()
     }
     batches = None if contract.min_batch is None else contract.batches
-    expected = "expected a Mask R-CNN with FPN (torch 2.9 or later is known to trace it)"
+    expected = "expected a Mask R-CNN or SOLOv2 with FPN (torch 2.9 or later is known to trace it)"
     return traced(graph, examples, tuple(contract.output_shapes), batches, expected)

@@ -18,18 +18,30 @@ OPERATORS = frozenset(
     "GreaterOrEqual GridSample Less LessOrEqual MatMul Max MaxPool Min Mod Mul Not Pad ReduceMean ReduceSum Relu "
     "Reshape Resize Sigmoid Slice Softmax Split Squeeze Sub TopK Transpose Unsqueeze Where".split()
 )
-# In networks that other tools wrote.
-FOREIGN_OPERATORS = frozenset("ArgMax ConvTranspose ReduceMax ReduceMin".split())
+# In networks that are no Mask R-CNN: SOLOv2, and those that other tools wrote.
+FOREIGN_OPERATORS = frozenset("ArgMax ConvTranspose InstanceNormalization ReduceMax ReduceMin".split())
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
 CPU_OPERATORS = frozenset(
     (
-        *("CumSum", "NonMaxSuppression", "NonZero", "Range", "ReduceMax", "RoiAlign", "ScatterElements", "ScatterND"),
+        *(
+            "CumSum",
+            "NonMaxSuppression",
+            "NonZero",
+            "Range",
+            "ReduceMax",
+            "RoiAlign",
+            "Shape",
+            "ScatterElements",
+            "ScatterND",
+        ),
         f"{RUNTIME_DOMAIN}.{RUNTIME_OP}",
     )
 )
 # The nodes of these files whose outputs may have a size that depends on data: as many rows as boxes are found, kept or
 # of a level.
-CPU_ROWS = ("detect.box_pool", "detect.mask", "detect.nms", "rpn.nms")
+CPU_ROWS = ("detect.box_pool", "detect.found", "detect.mask", "detect.nms", "rpn.nms")
+# Of these those whose outputs may have it twice: every mask with every other.
+CPU_SQUARES = ("detect.found.nms",)
 # In files whose batch is open, for the numbers of their images.
 BATCH_OPERATORS = frozenset(("Range", "Shape"))
 # In files whose contract says INT8.
@@ -43,7 +55,8 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     ``FOREIGN_OPERATORS`` in a network that is no Mask R-CNN, of ``CPU_OPERATORS`` in a file for a CPU, of
     ``BATCH_OPERATORS`` where the batch is open, of ``QUANTIZERS`` in an INT8 file), without subgraphs; no functions but
     the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape known once the
-    batch is, but for one size of each tensor of NMS, RoIAlign and the mask branch in a file for a CPU; TopK within
+    batch is, but for one size of each tensor of NMS, RoIAlign and masks in a file for a CPU (in Matrix NMS two); TopK
+    within
     TensorRT's limit; inputs go straight into Cast.
     """
     promised = sum(form.endswith("/plugin") for form in contract.attention.values())
@@ -102,11 +115,13 @@ def _shapes(model: onnx.ModelProto, contract: Contract, batch: int | None) -> li
     problems = []
     for node in graph.node:
         with_rows = contract.target == "cpu" and node.name.startswith(CPU_ROWS)
-        expected = "whole numbers" + " and once, at most, a number of rows" * with_rows
+        most = 2 if node.name.startswith(CPU_SQUARES) else 1
+        expected = "whole numbers" + f" and {('once', 'twice')[most - 1]}, at most, a number of rows" * with_rows
         for output in filter(None, node.output):
             shape = known.get(output)
             open_sizes = ["unknown"] if shape is None else [size for size in shape if not isinstance(size, int)]
-            if open_sizes and not (with_rows and len(open_sizes) == 1 and "rows" in open_sizes[0]):
+            rows = with_rows and len(open_sizes) <= most and all("rows" in size for size in open_sizes)
+            if open_sizes and not rows:
                 found = list(shape or ["unknown"])
                 problems.append(f"{output} of {node.name} has the shape {found}, expected {expected}")
     return problems

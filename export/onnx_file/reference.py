@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,14 +18,16 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 
 from wnlb.export.checkpoints.checkpoint import Origin
-from wnlb.export.references import detectron2, mmdet
-from wnlb.export.references.interface import Settings
-from wnlb.runtime.contract import MASK_SIZE
+from wnlb.export.references import detectron2, mmdet, solov2
+from wnlb.export.references.interface import NetworkSettings, Settings, SoloSettings
+from wnlb.export.solov2 import Solov2
+from wnlb.runtime.contract import FRAME_SHARE, MASK_SIZE
 
 BOX_TOLERANCE = 0.05  # input pixels
 SCORE_TOLERANCE = 1e-4
 MASK_TOLERANCE = 1e-3  # of a probability
 Arrays = dict[str, NDArray]
+_Settings = TypeVar("_Settings", bound=NetworkSettings)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,39 @@ class Eager:
         origin: of a model of another framework.
     """
 
-    def __init__(self, model: MaskRCNN, origin: Origin | None = None) -> None:
+    def __init__(self, model: MaskRCNN | Solov2, origin: Origin | None = None) -> None:
         self.model, self._origin = model, origin
+
+    @property
+    def rows(self) -> int:
+        """Detections of an image, at most."""
+        model = self.model
+        return model.selection.detections if isinstance(model, Solov2) else model.roi_heads.detections_per_img
+
+    @property
+    def least_score(self) -> float:
+        """Of a detection."""
+        model = self.model
+        return model.selection.score_threshold if isinstance(model, Solov2) else model.roi_heads.score_thresh
+
+    @property
+    def first_threshold(self) -> float:
+        """Of scores, which decides alone on what there is: of pairs of proposal or cell and class."""
+        model = self.model
+        return model.selection.cell_threshold if isinstance(model, Solov2) else model.roi_heads.score_thresh
+
+    @contextmanager
+    def with_first_threshold(self, value: float) -> Iterator[None]:
+        """Another ``first_threshold`` for a while."""
+        model: Any = self.model
+        owner, name = (model, "selection") if isinstance(model, Solov2) else (model.roi_heads, "score_thresh")
+        before = getattr(owner, name)
+        try:
+            changed = dataclasses.replace(before, cell_threshold=value) if isinstance(model, Solov2) else value
+            setattr(owner, name, changed)
+            yield
+        finally:
+            setattr(owner, name, before)
 
     @property
     def framework(self) -> str:
@@ -80,27 +114,37 @@ class Eager:
     def detections(
         self, images: NDArray[np.uint8], content: NDArray[np.int32] | None = None
     ) -> tuple[list[Arrays], list[Tensor]]:
-        """As ``eager_detections``."""
+        """As ``eager_detections``; masks of SOLOv2 are ``[D, H/4, W/4]``, probabilities less 0.5."""
         if self._origin is None:
+            assert isinstance(self.model, MaskRCNN)
             return eager_detections(self.model, images, content)
         batch, height, width = images.shape[:3]
         if content is None:
             content = np.tile(np.array([height, width], np.int32), (batch, 1))
         there = np.flatnonzero(content.min(1) > 0)  # what holds no picture is none for the framework
-        reference = {"mmdetection": mmdet.detections, "detectron2": detectron2.detections}[self.framework]
-        run = reference(self._origin.state, self._settings(), images[there], content[there])
-        found = [_nothing() for _ in range(batch)]
+        if isinstance(self.model, Solov2):
+            run = solov2.detections(self._origin.state, self._settings(SoloSettings), images[there], content[there])
+            mask = (height // FRAME_SHARE, width // FRAME_SHARE)
+            for own in run.detections:
+                own["masks"] -= solov2.MASK_THRESHOLD  # as the contract has masks of the frame
+        else:
+            reference = {"mmdetection": mmdet.detections, "detectron2": detectron2.detections}[self.framework]
+            run = reference(self._origin.state, self._settings(Settings), images[there], content[there])
+            mask = (MASK_SIZE, MASK_SIZE)
+        found = [_nothing(mask) for _ in range(batch)]
         for i, own in zip(there, run.detections, strict=True):
             found[i] = own
         return found, run.pyramid
 
-    def _settings(self) -> Settings:
+    def _settings(self, kind: type[_Settings]) -> _Settings:
         """Of the reference, counts and thresholds those of the model."""
         assert self._origin is not None
-        names = {field.name for field in dataclasses.fields(Settings)}
+        names = {field.name for field in dataclasses.fields(kind)}
         told = {name: value for name, value in dataclasses.asdict(self._origin.settings).items() if name in names}
+        if isinstance(self.model, Solov2):
+            return kind(**{**told, **dataclasses.asdict(self.model.selection)})
         rpn, heads = self.model.rpn, self.model.roi_heads
-        return Settings(
+        return kind(
             **{
                 **told,
                 "pre_nms_top_n": rpn.pre_nms_top_n(),
@@ -113,8 +157,8 @@ class Eager:
         )
 
 
-def _nothing() -> Arrays:
-    shapes = {"boxes": (0, 4), "scores": (0,), "labels": (0,), "masks": (0, MASK_SIZE, MASK_SIZE)}
+def _nothing(mask: tuple[int, int]) -> Arrays:
+    shapes = {"boxes": (0, 4), "scores": (0,), "labels": (0,), "masks": (0, *mask)}
     return {name: np.zeros(shape, np.int64 if name == "labels" else np.float32) for name, shape in shapes.items()}
 
 
@@ -189,7 +233,10 @@ def as_outputs(found: Sequence[Arrays], rows: int) -> Arrays:
 def difference(
     reference: Sequence[Arrays], outputs: Arrays, score_threshold: float, score_slack: float = SCORE_TOLERANCE
 ) -> Difference:
-    """How far the outputs of a file, or ``as_outputs``, are from what ``eager_detections`` found; see ``match``."""
+    """How far the outputs of a file, or ``as_outputs``, are from what ``eager_detections`` found; see ``match``.
+
+    Masks may be those of the first rows alone.
+    """
     missing = extra = 0
     errors = {"boxes": 0.0, "scores": 0.0, "masks": 0.0}
     for i, found in enumerate(reference):
@@ -198,6 +245,8 @@ def difference(
         missing, extra = missing + own_missing, extra + own_extra
         for key in errors.keys() & own.keys() & found.keys():
             for a, b in pairs:
+                if b >= len(own[key]):  # a row that has no mask
+                    continue
                 errors[key] = float(np.maximum(errors[key], np.abs(found[key][a] - own[key][b]).max()))  # NaN stays
     total = sum(len(found["scores"]) for found in reference)
     return Difference(total, missing, extra, errors["boxes"], errors["scores"], errors["masks"])

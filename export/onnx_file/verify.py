@@ -17,10 +17,11 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.graph.adaptive_roi_align import CellRoIAlign
-from wnlb.export.graph.deploy import DeployGraph, limits
+from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.graph.pyramid import limits
+from wnlb.export.graph.solov2 import Solov2Graph
 from wnlb.export.graph.static_ops import StaticNMS
 from wnlb.export.onnx_file.reference import (
     BOX_TOLERANCE,
@@ -37,6 +38,7 @@ from wnlb.runtime.contract import CONTENT, METADATA_KEY, Contract
 from wnlb.runtime.denormals import flush_in_session, without_denormals
 from wnlb.runtime.errors import VerificationError
 
+Graph = DeployGraph | Solov2Graph
 CASES = ("noise", "dark scene", "padded", "nothing to detect")
 JUDGES = ("dark scene", "padded")  # of these one at least has to judge
 SCORE_THRESHOLD = "detect.score_threshold"  # the file's constant of that meaning
@@ -121,7 +123,7 @@ def warning(reports: Sequence[CaseReport]) -> str:
 def verify(
     onnx_path: Path,
     eager: Eager,
-    graph: DeployGraph,
+    graph: Graph,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> list[CaseReport]:
     """Compare the file in ONNX Runtime with the eager model, in float32, on ``CASES``.
@@ -160,14 +162,15 @@ def verify(
     on_case(last)
     if any(len(found["scores"]) for found in eager.detections(*black)[0]):
         session = onnx_session(with_score_threshold(onnx_path, 1.0))
-        with _score_threshold(eager.model, graph, 1.0):
+        with eager.with_first_threshold(1.0), _score_threshold(graph, 1.0):
             cases.append(_case(last, session, eager, graph, black, batches))
     else:
         cases.append(_case(last, session, eager, graph, black, batches))
     reports = [case.report for case in cases]
     if any(_beyond(report.found, TOLERANCES) for report in reports):
         reports = _held_against_float64(cases, eager)
-    nms_rounds = graph.rpn.nms.rounds if isinstance(graph.rpn.nms, StaticNMS) else 0
+    nms = None if isinstance(graph, Solov2Graph) else graph.rpn.nms
+    nms_rounds = nms.rounds if isinstance(nms, StaticNMS) else 0
     problems = [problem for report in reports for problem in report.problems(nms_rounds)]
     if problems:
         raise VerificationError(f"verification failed, no file was written: {'; '.join(problems)}")
@@ -242,27 +245,29 @@ class _Case:
 
     report: CaseReport
     input: Frames
-    threshold: float  # of scores
+    threshold: float  # the first of scores
+    least: float  # score of a detection
     eager: list[Arrays]  # of each image of each run of the file
     outputs: Arrays  # of the file, all runs one after the other
     images: list[int]  # of the input, which were run
 
 
 def _case(
-    name: str, session: ort.InferenceSession, eager: Eager, graph: DeployGraph, own: Frames, batches: Sequence[int]
+    name: str, session: ort.InferenceSession, eager: Eager, graph: Graph, own: Frames, batches: Sequence[int]
 ) -> _Case:
     found_eagerly, features = eager.detections(*own)
     names = [value.name for value in session.get_outputs()]
     with without_denormals():
         runs = [session.run(None, {"image": own.image[-n:], CONTENT: own.content[-n:]}) for n in batches]
     outputs = dict(zip(names, map(np.concatenate, zip(*runs, strict=True)), strict=True))
+    if "masks" in outputs and isinstance(graph, DeployGraph):
+        outputs["masks"] = outputs["masks"][:, : graph.detect.mask_rows]
     images = [image for n in batches for image in range(batches[-1])[-n:]]
     truth = [found_eagerly[image] for image in images]
-    threshold = eager.model.roi_heads.score_thresh
-    found = difference(truth, outputs, threshold)
+    found = difference(truth, outputs, eager.least_score)
     limit = limits(torch.from_numpy(own.content).to(features[0].dtype))
     report = CaseReport(name, found, None, *_margins(graph, features, limit))
-    return _Case(report, own, threshold, truth, outputs, images)
+    return _Case(report, own, eager.first_threshold, eager.least_score, truth, outputs, images)
 
 
 def _held_against_float64(cases: Sequence[_Case], eager: Eager) -> list[CaseReport]:
@@ -271,22 +276,21 @@ def _held_against_float64(cases: Sequence[_Case], eager: Eager) -> list[CaseRepo
     What eager float32 errs is a matter of chance on one input and by one library; so it is taken on all inputs, both by
     oneDNN's kernels and by PyTorch's own.
     """
-    model, doubled = eager.model, eager.doubled()
+    doubled = eager.doubled()
     exact, sides = [], []
     for case in cases:
-        with _score_threshold(doubled.model, None, case.threshold), _score_threshold(model, None, case.threshold):
+        with doubled.with_first_threshold(case.threshold), eager.with_first_threshold(case.threshold):
             in_double = doubled.detections(*case.input)[0]
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # setting the flag warns of TF32 on Intel's GPUs
                 with torch.backends.mkldnn.flags(enabled=False):
                     again, _ = eager.detections(*case.input)
         exact.append([in_double[image] for image in case.images])
-        rows = model.roi_heads.detections_per_img
-        sides.append([as_outputs(found, rows) for found in (case.eager, [again[image] for image in case.images])])
+        sides.append([as_outputs(found, eager.rows) for found in (case.eager, [again[image] for image in case.images])])
 
     def errors_of_eager(slack: float) -> list[Difference]:
         return [
-            worst(difference(truth, side, case.threshold, slack) for side in own)
+            worst(difference(truth, side, case.least, slack) for side in own)
             for case, truth, own in zip(cases, exact, sides, strict=True)
         ]
 
@@ -298,16 +302,19 @@ def _held_against_float64(cases: Sequence[_Case], eager: Eager) -> list[CaseRepo
     return [
         dataclasses.replace(
             case.report,
-            rounding=Rounding(difference(truth, case.outputs, case.threshold, slack), of_all if own else error),
+            rounding=Rounding(difference(truth, case.outputs, case.least, slack), of_all if own else error),
             left_out=judging and not own,
         )
         for case, truth, error, own in zip(cases, exact, by_eager, steady, strict=True)
     ]
 
 
-def _margins(graph: DeployGraph, features: list[Tensor], limit: Tensor) -> tuple[dict[str, int], bool, dict[str, int]]:
+def _margins(graph: Graph, features: list[Tensor], limit: Tensor) -> tuple[dict[str, int], bool, dict[str, int]]:
     """Rounds that each suppression needs on these features, whether candidates were cut off, and how many boxes have
     more samples than RoIAlign takes."""
+    if isinstance(graph, Solov2Graph):
+        with torch.no_grad():
+            return {}, graph.lacks_candidates(features, limit), {}
     detect: Any = graph.detect
     with torch.no_grad():
         boxes, _, valid = graph.rpn.ranked(features, limit)
@@ -325,23 +332,21 @@ def _margins(graph: DeployGraph, features: list[Tensor], limit: Tensor) -> tuple
         if isinstance(detect.box_pool, CellRoIAlign):
             crowded["boxes"] = detect.box_pool.overflow(proposals * real.unsqueeze(-1))
             if detect.with_masks:
-                crowded["masks"] = detect.mask.pool.overflow(detect(features[:4], proposals, real, limit)[0])
+                crowded["masks"] = detect.mask.pool.overflow(
+                    detect(features[:4], proposals, real, limit)[0][:, : detect.mask_rows]
+                )
     return chains, valid.shape[1] < every_pair and bool(cut_off.any()), crowded
 
 
 @contextmanager
-def _score_threshold(model: MaskRCNN, graph: DeployGraph | None, value: float) -> Iterator[None]:
-    """Model and graph with another score threshold for a while."""
-    before = model.roi_heads.score_thresh
+def _score_threshold(graph: Graph, value: float) -> Iterator[None]:
+    """The graph with another first threshold of scores for a while."""
+    before = graph.detect.score_threshold.item()
     try:
-        model.roi_heads.score_thresh = value
-        if graph:
-            graph.detect.score_threshold.fill_(value)
+        graph.detect.score_threshold.fill_(value)
         yield
     finally:
-        model.roi_heads.score_thresh = before
-        if graph:
-            graph.detect.score_threshold.fill_(before)
+        graph.detect.score_threshold.fill_(before)
 
 
 def with_score_threshold(onnx_path: Path, value: float) -> bytes:

@@ -63,7 +63,7 @@ def detections(
     sizes = content_sizes(frames, content)
     found, proposals = [], []
     with torch.no_grad():
-        pyramid = _pyramid(weights, settings, network_input(frames, sizes, settings, weights.dtype))
+        pyramid = pyramid_of(weights, settings, network_input(frames, sizes, settings, weights.dtype))
         for i, size in enumerate(sizes):
             own = [level[i : i + 1] for level in pyramid]
             proposals.append(_proposals(weights, settings, own, size))
@@ -80,7 +80,7 @@ def _conv_norm(weights: Weights, path: str, x: Tensor) -> Tensor:
     return normed_conv(weights, path, (f"{path}.norm",), x)
 
 
-def _pyramid(weights: Weights, settings: Settings, x: Tensor) -> list[Tensor]:
+def pyramid_of(weights: Weights, settings: Settings, x: Tensor) -> list[Tensor]:
     """P2 .. P6 (modeling/backbone/resnet.py, fpn.py with FUSE_TYPE sum and LastLevelMaxPool)."""
 
     def module(path: str, x: Tensor) -> Tensor:

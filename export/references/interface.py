@@ -15,22 +15,14 @@ Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What weights do not tell; the defaults are mmdetection's for ``style="pytorch"``."""
+class NetworkSettings:
+    """What weights do not tell of backbone, neck and input; the defaults are mmdetection's for ``style="pytorch"``."""
 
     style: str = "pytorch"  # "pytorch": the stride lies in a unit's 3 x 3 convolution; "caffe": in its first 1 x 1
     adaptive_stride: int = 0  # of LIS's adaptive downsampling, 0: none; 2: the units' stride is 1
     channel_order: str = "rgb"  # of the network's input, of mean and std; or "bgr"
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # of 0..255
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    anchor_sizes: tuple[Numbers, ...] = ((32,), (64,), (128,), (256,), (512,))  # px at P2, P3, P4, P5, P6
-    aspect_ratios: Numbers = (0.5, 1.0, 2.0)  # height / width
-    pre_nms_top_n: int = 1000  # of each level
-    post_nms_top_n: int = 1000
-    rpn_nms_threshold: float = 0.7
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.5
-    detections: int = 100
     norm_eps: float = 1e-5  # of the backbone's norms
     block_mode: str = "embedded"  # of non-local blocks with theta and phi alone; "dot" has the same weights
     non_local_scaled: bool = True  # mmcv's NonLocal2d divides embedded logits by sqrt(d)
@@ -44,8 +36,39 @@ class Settings:
         ):
             if getattr(self, name) not in allowed:
                 raise WnlbError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(map(str, allowed))}")
+
+
+@dataclass(frozen=True)
+class Settings(NetworkSettings):
+    """The same of a Mask R-CNN."""
+
+    anchor_sizes: tuple[Numbers, ...] = ((32,), (64,), (128,), (256,), (512,))  # px at P2, P3, P4, P5, P6
+    aspect_ratios: Numbers = (0.5, 1.0, 2.0)  # height / width
+    pre_nms_top_n: int = 1000  # of each level
+    post_nms_top_n: int = 1000
+    rpn_nms_threshold: float = 0.7
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    detections: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.anchor_sizes) != 5:
             raise WnlbError(f"anchor sizes of {len(self.anchor_sizes)} levels; expected 5 (P2, P3, P4, P5, P6)")
+
+
+@dataclass(frozen=True)
+class SoloSettings(NetworkSettings):
+    """The same of a SOLOv2; the defaults are those of mmdetection's configurations."""
+
+    grids: tuple[int, ...] = (40, 36, 24, 16, 12)  # cells along each side, for P2 .. P6
+    cell_strides: tuple[float, ...] = (8, 8, 16, 32, 32)  # a mask has more cells than that of its grid
+    norm_groups: int = 32  # of the head's group norms
+    cell_threshold: float = 0.1  # of scores, before masks are looked at
+    nms_candidates: int = 500  # that enter Matrix NMS
+    nms_sigma: float = 2.0
+    score_threshold: float = 0.05  # of scores behind it
+    detections: int = 100
 
 
 @dataclass(frozen=True)
@@ -55,8 +78,8 @@ class Found:
     Attributes:
         detections: for each image, best first: boxes ``[D, 4]`` (x1 y1 x2 y2 in pixels of the frame), scores ``[D]``,
             labels ``[D]`` (int64, from 1: both frameworks count from 0, our outputs from 1) and masks ``[D, 28, 28]``
-            (probabilities inside the box, of the detection's own class).
-        proposals: for each image the boxes of the RPN, best first, ``[R, 4]`` in pixels of the frame.
+            (probabilities inside the box, of the detection's own class); of SOLOv2 ``[D, H/4, W/4]``, of the frame.
+        proposals: for each image the boxes of the RPN, best first, ``[R, 4]`` in pixels of the frame; of SOLOv2 none.
         pyramid: P2 .. P6, ``[N, C, h, w]`` each.
     """
 
@@ -81,7 +104,7 @@ def content_sizes(frames: NDArray[np.uint8], content: NDArray[np.integer] | None
 
 
 def network_input(
-    frames: NDArray[np.uint8], sizes: list[tuple[int, int]], settings: Settings, dtype: torch.dtype
+    frames: NDArray[np.uint8], sizes: list[tuple[int, int]], settings: NetworkSettings, dtype: torch.dtype
 ) -> Tensor:
     """(frame - mean) / std inside the picture and exactly 0 outside: both frameworks pad what is normalised.
 

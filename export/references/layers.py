@@ -9,7 +9,7 @@ from wnlb.export.references.weights import Weights
 from wnlb.runtime.errors import CheckpointError
 
 EPS = 1e-5  # of every norm in both frameworks, but for a backbone whose configuration says otherwise
-GROUPS = 32  # of every GroupNorm, in both frameworks
+GROUPS = 32  # of every GroupNorm in both frameworks, but for a head whose configuration says otherwise
 
 
 def conv(weights: Weights, path: str, x: Tensor, stride: int = 1) -> Tensor:
@@ -19,13 +19,13 @@ def conv(weights: Weights, path: str, x: Tensor, stride: int = 1) -> Tensor:
     return F.conv2d(x, weight, weights.get(f"{path}.bias"), stride, padding, groups=groups)
 
 
-def norm(weights: Weights, path: str, x: Tensor, eps: float = EPS) -> Tensor:
+def norm(weights: Weights, path: str, x: Tensor, eps: float = EPS, groups: int = GROUPS) -> Tensor:
     """Batch norm, real or frozen, by its running statistics; GroupNorm where there are none."""
     scale, shift = weights[f"{path}.weight"], weights[f"{path}.bias"]
     if f"{path}.running_mean" in weights:
         mean, variance = weights[f"{path}.running_mean"], weights[f"{path}.running_var"]
         return F.batch_norm(x, mean, variance, scale, shift, eps=eps)
-    return F.group_norm(x, GROUPS, scale, shift, eps)
+    return F.group_norm(x, groups, scale, shift, eps)
 
 
 def normed_conv(

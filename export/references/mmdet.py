@@ -23,7 +23,7 @@ from wnlb.export.references.boxes import (
     not_empty,
     pooled,
 )
-from wnlb.export.references.interface import Found, Settings, content_sizes, network_input
+from wnlb.export.references.interface import Found, NetworkSettings, Settings, content_sizes, network_input
 from wnlb.export.references.layers import conv, linear, normed_conv, up_conv
 from wnlb.export.references.network import ResNetNames, blocks_of_neck, fpn, resnet, through_blocks, with_p6
 from wnlb.export.references.weights import Weights
@@ -62,7 +62,7 @@ def detections(
     sizes = content_sizes(frames, content)
     found, proposals = [], []
     with torch.no_grad():
-        pyramid = _pyramid(weights, settings, network_input(frames, sizes, settings, weights.dtype))
+        pyramid = pyramid_of(weights, settings, network_input(frames, sizes, settings, weights.dtype))
         for i, size in enumerate(sizes):
             own = [level[i : i + 1] for level in pyramid]
             proposals.append(_proposals(weights, settings, own, size))
@@ -79,7 +79,7 @@ def _conv_module(weights: Weights, path: str, x: Tensor) -> Tensor:
     return normed_conv(weights, f"{path}.conv", (f"{path}.bn", f"{path}.gn"), x)
 
 
-def _pyramid(weights: Weights, settings: Settings, x: Tensor) -> list[Tensor]:
+def pyramid_of(weights: Weights, settings: NetworkSettings, x: Tensor) -> list[Tensor]:
     """P2 .. P6 (backbones/resnet.py, necks/fpn.py)."""
 
     def module(path: str, x: Tensor) -> Tensor:

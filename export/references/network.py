@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wnlb.export.references.blocks import block, is_block
-from wnlb.export.references.interface import Settings
+from wnlb.export.references.interface import NetworkSettings
 from wnlb.export.references.layers import conv, norm, normed_conv
 from wnlb.export.references.lis import adaptive_downsampling, smooth_convolution
 from wnlb.export.references.weights import Weights
@@ -36,7 +36,7 @@ class ResNetNames:
     downsampling: str = ""  # LIS's, before the stages 3, 4 and 5, numbered 1, 2 and 3
 
 
-def resnet(weights: Weights, names: ResNetNames, settings: Settings, x: Tensor) -> list[Tensor]:
+def resnet(weights: Weights, names: ResNetNames, settings: NetworkSettings, x: Tensor) -> list[Tensor]:
     """The network's input ``[N, 3, H, W]`` to C2, C3, C4 and C5, ``[N, C, H/4, W/4]`` to ``[N, C, H/32, W/32]``."""
     x = normed_conv(weights, names.stem, (names.stem_norm,), x, 2, settings.norm_eps).relu()
     x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
@@ -56,7 +56,7 @@ def resnet(weights: Weights, names: ResNetNames, settings: Settings, x: Tensor) 
 
 
 def _residual_unit(
-    weights: Weights, names: ResNetNames, settings: Settings, path: str, x: Tensor, stride: int
+    weights: Weights, names: ResNetNames, settings: NetworkSettings, path: str, x: Tensor, stride: int
 ) -> Tensor:
     """relu(F(x) + shortcut(x)); F of two 3 x 3 convolutions (ResNet-18, 34) or of 1 x 1, 3 x 3 and 1 x 1.
 
@@ -136,7 +136,9 @@ def blocks_of_neck(weights: Weights, start: str, besides: str, width: int) -> tu
     return before, behind
 
 
-def through_blocks(weights: Weights, settings: Settings, paths: dict[int, str], levels: list[Tensor]) -> list[Tensor]:
+def through_blocks(
+    weights: Weights, settings: NetworkSettings, paths: dict[int, str], levels: list[Tensor]
+) -> list[Tensor]:
     """Levels 2, 3 ... with the blocks of ``blocks_of_neck`` applied to those that have one."""
     return [
         block(weights, paths[k], x, settings.block_mode, settings.non_local_scaled) if k in paths else x

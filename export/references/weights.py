@@ -18,12 +18,12 @@ class Weights:
 
     Args:
         state: floating-point tensors of one dtype, by name.
-        framework: its name, for messages.
+        framework, network: their names, for messages.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], framework: str) -> None:
+    def __init__(self, state: Mapping[str, Tensor], framework: str, network: str = "Mask R-CNN with FPN") -> None:
         self._state = {name: value for name, value in state.items() if not any(part in name for part in _NO_WEIGHTS)}
-        self._framework = framework
+        self._network = f"{framework} {network}"
         self._used: set[str] = set()
         kinds = {value.dtype for value in self._state.values()}
         if len(kinds) != 1 or not kinds <= {torch.float32, torch.float64}:
@@ -37,7 +37,7 @@ class Weights:
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._state:
             raise CheckpointError(
-                f"checkpoint has no weight {name}: not the {self._framework} Mask R-CNN with FPN that this reference "
+                f"checkpoint has no weight {name}: not the {self._network} that this reference "
                 f"computes. Its weights start with {', '.join(list(self._state)[:3])}"
             )
         self._used.add(name)
@@ -63,6 +63,6 @@ class Weights:
         unused = [name for name in self._state if name not in self._used]
         if unused:
             raise CheckpointError(
-                f"{len(unused)} weights belong to no part of the {self._framework} Mask R-CNN with FPN that this "
+                f"{len(unused)} weights belong to no part of the {self._network} that this "
                 f"reference computes: {', '.join(unused[:3])}"
             )

@@ -14,6 +14,10 @@ STAGES = (
     "c4",
     "c5",
     "fpn",
+    "cells",  # this and the next three are of SOLOv2
+    "mask features",
+    "masks",
+    "matrix nms",
     "rpn",
     "proposals",
     "box roi align",
@@ -35,10 +39,14 @@ _SCOPES = (
     (re.compile(r"detect\.(?:box_head|box_predictor)"), lambda m: "box head"),
     (re.compile(r"detect\.mask\.pool"), lambda m: "mask roi align"),
     (re.compile(r"detect\.mask"), lambda m: "mask head"),
+    (re.compile(r"detect\.found\.nms"), lambda m: "matrix nms"),
+    (re.compile(r"detect\.found"), lambda m: "masks"),
+    (re.compile(r"cells"), lambda m: "cells"),
+    (re.compile(r"features"), lambda m: "mask features"),
     (re.compile(r"detect"), lambda m: "detections"),
     (re.compile(r"graph/"), lambda m: "input"),
 )
-_NAME = re.compile(r"(?<![A-Za-z0-9.])(?:body|fpn|rpn|detect|graph)(?=[./])[\w./]*")
+_NAME = re.compile(r"(?<![A-Za-z0-9.])(?:body|fpn|rpn|detect|cells|features|graph)(?=[./])[\w./]*")
 
 
 def stage_of(name: str) -> str | None:

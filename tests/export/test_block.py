@@ -9,7 +9,7 @@ from torch import nn
 
 from wnlb.export.block import MODES, WeightedNonLocalBlock
 from wnlb.export.graph.attention import DeployedBlock, plan_attention
-from wnlb.export.graph.deploy import plan_blocks
+from wnlb.export.graph.pyramid import plan_blocks
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import WnlbError
 

@@ -3,7 +3,8 @@ import torch
 from small_models import NARROW, small_config
 from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrcnn_resnet50_fpn_v2
 
-from wnlb.export.model import OTHER_RESNEXTS, PLACEMENTS, ModelConfig, blocks_by_level, model_from_config, wnlb_maskrcnn
+from wnlb.export.backbone import OTHER_RESNEXTS, PLACEMENTS, blocks_by_level
+from wnlb.export.model import ModelConfig, model_from_config, wnlb_maskrcnn
 from wnlb.runtime.errors import WnlbError
 
 

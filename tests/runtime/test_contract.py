@@ -125,12 +125,33 @@ def test_a_contract_of_several_batches():
             contract.batch_for(frames)
 
 
+def test_a_contract_of_few_masks():
+    contract = Contract(**{**REQUIRED, "detections": 9, "mask_rows": 8})
+    assert Contract.from_json(contract.to_json()) == contract
+    assert contract.output_shapes["masks"] == (REQUIRED["batch"], 9, 28, 28)
+    assert "mask_rows" not in json.loads(Contract(**REQUIRED).to_json())
+    for rows in (0, 9, 2.0, True, "3"):
+        with pytest.raises(ContractError, match=r"mask_rows is .*; expected a whole number from 1 up, below 9"):
+            Contract.from_json(written(detections=9, mask_rows=rows))
+
+
 def test_a_contract_of_one_batch_is_written_as_before():
     contract = Contract(**{**REQUIRED, "batch": 4})
     assert "min_batch" not in json.loads(contract.to_json())
     assert (contract.batches, contract.batch_text, contract.axis) == (range(4, 5), "4", 4)
     assert contract.stated(contract.input_shapes) == contract.input_shapes
     assert contract.batch_for(1) == 4
+
+
+def test_the_luminance_that_int8_was_calibrated_on():
+    """Absent where there is none, as in the files from before."""
+    contract = Contract.from_json(written(precision="int8+fp16", calibrated_luminance=[0.001, 0.25]))
+    assert contract.calibrated_luminance == (0.001, 0.25)
+    assert Contract.from_json(contract.to_json()) == contract
+    assert "calibrated_luminance" not in json.loads(Contract(**REQUIRED).to_json())
+    for wrong in ([0.2, 0.1], [0.1], [-0.1, 0.1], [0.1, 1.5], ["a", "b"], 0.1):
+        with pytest.raises(ContractError, match=r"calibrated_luminance is .*; expected two ascending numbers"):
+            Contract.from_json(written(calibrated_luminance=wrong))
 
 
 @pytest.mark.parametrize("least", [0, 8, 9, -1, 1.0, True, "1"])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from wnlb.runtime.detections import Detections, Mask
-from wnlb.runtime.frame_masks import paste_frame_masks
+from wnlb.runtime.frame_masks import extents, paste_frame_masks
 from wnlb.runtime.geometry import Geometry, Placement
 
 # Frames larger and smaller than the input, of odd padding, of none, a strip; and one that needs no resizing.
@@ -120,3 +120,19 @@ def test_a_mask_is_as_large_as_what_it_covers(how: str) -> None:
     assert (one.x, one.y, one.pixels.sum()) == (78, 38, 12)  # its 4 x 4 but for the corners: of 5/8 x 5/8 its own
     assert none.pixels.size == 0
     assert paste_frame_masks(values[:0], np.zeros((0, 4), np.float32), placement, how) == ()
+
+
+def test_extents_are_those_of_the_whole_masks() -> None:
+    """Some rows and columns of a crop are empty, one crop is, and one has no pixels at all."""
+    rng = np.random.default_rng(0)
+    masks = [Mask(int(rng.integers(0, 20)), int(rng.integers(0, 20)), rng.random((9, 12)) > 0.97) for _ in range(20)]
+    masks += [Mask(3, 4, np.zeros((5, 5), bool)), Mask(0, 0, np.zeros((0, 0), bool)), Mask(7, 2, np.ones((1, 1), bool))]
+    boxes = extents(masks)
+    assert boxes.dtype == np.float32
+    scores, labels = np.zeros(len(masks), np.float32), np.ones(len(masks), np.int32)
+    found = Detections(40, 50, boxes, scores, labels, tuple(masks))
+    for box, full in zip(boxes, found.full_masks(), strict=True):
+        y, x = np.nonzero(full)
+        expected = [x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0, 0, 0, 0]
+        np.testing.assert_array_equal(box, expected)
+    assert extents([]).shape == (0, 4)

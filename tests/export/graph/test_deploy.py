@@ -9,9 +9,10 @@ from model_inputs import whole
 from small_models import small_model
 from torchvision.models.detection import MaskRCNN
 
+from wnlb.export.backbone import BACKBONES, OTHER_RESNEXTS, PLACEMENTS
 from wnlb.export.block import MODES
-from wnlb.export.graph.deploy import DeployGraph, limits
-from wnlb.export.model import BACKBONES, OTHER_RESNEXTS, PLACEMENTS
+from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.graph.pyramid import limits
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.reference import Arrays, eager_detections, match
 from wnlb.export.options import ExportOptions
@@ -124,7 +125,7 @@ def test_no_picture_has_no_detections() -> None:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_for_a_cpu(batch: int) -> None:
-    """The mask head through the Fourier transform finds what the convolutions find."""
+    """The mask head by Winograd's minimal filtering finds what the convolutions find."""
     model = small_model()
     ours = assert_same(model, ExportOptions(64, 96, batch=batch, target="cpu"))
     assert ours["masks"].std() > 0

@@ -16,7 +16,7 @@ from onnx import helper
 from small_models import small_model
 
 from wnlb.calibration.precision.convert import Converter, Int8Choice, save_checked
-from wnlb.export.model import blocks_by_level
+from wnlb.export.backbone import blocks_by_level
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.fuse import fuse_attention
 from wnlb.export.onnx_file.lint import lint

@@ -26,7 +26,8 @@ from torchvision.ops import box_iou
 
 from wnlb.export.checkpoints.checkpoint import LoadedCheckpoint, Origin, load_checkpoint, read_checkpoint
 from wnlb.export.graph.adaptive_roi_align import CellRoIAlign, NodeRoIAlign
-from wnlb.export.graph.deploy import DeployGraph, limits
+from wnlb.export.graph.deploy import DeployGraph
+from wnlb.export.graph.pyramid import limits
 from wnlb.export.onnx_file.eager import EagerBackend
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.reference import Eager, match

@@ -16,8 +16,9 @@ from onnx import helper, numpy_helper
 from small_models import NARROW
 from torchvision.models.detection import MaskRCNN
 
+from wnlb.export.backbone import blocks_by_level
 from wnlb.export.graph.deploy import DeployGraph
-from wnlb.export.model import blocks_by_level, wnlb_maskrcnn
+from wnlb.export.model import wnlb_maskrcnn
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.onnx_file.reference import Difference, Eager, as_outputs, difference, worst
 from wnlb.export.onnx_file.verify import TOLERANCES, CaseReport, Rounding, dark_scene, padded, verify, warning

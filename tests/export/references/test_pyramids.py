@@ -40,7 +40,7 @@ def pyramids(
     reference: ModuleType = REFERENCES[framework]
     settings = replace(Settings(), style=style, adaptive_stride=adaptive_stride)
     with torch.no_grad():
-        return list(model.backbone(x).values()), reference._pyramid(Weights(state, framework), settings, x)
+        return list(model.backbone(x).values()), reference.pyramid_of(Weights(state, framework), settings, x)
 
 
 def assert_same(levels: tuple[list[Tensor], list[Tensor]]) -> None:
@@ -94,6 +94,6 @@ def test_basic_units_have_their_stride_in_the_first_convolution() -> None:
 def test_downsampling_that_nobody_told_of_is_not_left_out(lis_state: dict[str, Tensor]) -> None:
     body = {name: value for name, value in lis_state.items() if name.startswith(("backbone.", "neck."))}
     weights = Weights(body, "mmdetection")
-    mmdet._pyramid(weights, Settings(), torch.zeros(1, 3, 32, 32, dtype=torch.float64))
+    mmdet.pyramid_of(weights, Settings(), torch.zeros(1, 3, 32, 32, dtype=torch.float64))
     with pytest.raises(CheckpointError, match=r"backbone\.AdaD\.1"):
         weights.check_all_used()
