@@ -23,9 +23,15 @@ COMMANDS = {
     "adopt": ("wnlb.export.adopt.command", "segmentation ONNX file of another tool (YOLO-seg) to a file of ours"),
     "convert": ("wnlb.calibration.precision.command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.engine.command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
+    "deepstream": (
+        "wnlb.runtime.deepstream.command",
+        "a folder that NVIDIA DeepStream runs: file, parser, configurations",
+    ),
     "run": ("wnlb.runtime.live.command", "a camera, stream or video in real time, with a live page"),
+    "report": ("wnlb.runtime.night.command", "the page of a night that 'wnlb run --report' recorded"),
     "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
+    "label": ("wnlb.runtime.labelling.command", "label pictures and videos by the million, for training"),
     "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness"),
     "compare": (
         "wnlb.calibration.comparison.command",
@@ -44,6 +50,10 @@ EXTRAS = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "cv2": "cpu",
+    "pyarrow": "label",
+    "fsspec": "label",
+    "ray": "ray",
+    "prometheus_client": "metrics",
 }
 EXAMPLES = """\
 from a checkpoint to the night, in five commands:

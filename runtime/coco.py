@@ -14,28 +14,63 @@ from wnlb.runtime.detections import Detections, Mask
 class CocoDocument:
     """Collects detections into one COCO document: images, categories and annotations with scores.
 
-    pycocotools reads it as a data set; its annotations are a COCO results list.
+    pycocotools reads it as a data set; its annotations are a COCO results list. Of tracks it is one of COCO-VID.
+
+    Args:
+        class_names: label 1 is the first.
+        video: name and frames a second, where the frames are those of one video whose objects are tracked.
     """
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self._categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+    def __init__(self, class_names: Sequence[str], video: tuple[str, float] | None = None) -> None:
+        self._video = video
+        self._categories = categories(class_names)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
 
-    def add(self, file_name: str, detections: Detections) -> None:
-        """Add one frame; its image id is its number, from 1 up."""
+    def add(self, file_name: str, detections: Detections, number: int | None = None) -> None:
+        """Add one frame; its image id is how many there are, from 1 up.
+
+        Args:
+            number: of the frame in its video, from 0, where some are missing; None: they follow one another.
+        """
         image_id = len(self._images) + 1
-        size = {"width": detections.width, "height": detections.height}
-        self._images.append({"id": image_id, "file_name": file_name, **size})
+        of_video = {"video_id": 1} if self._video else {}
+        frame = {**of_video, "frame_id": image_id - 1 if number is None else number} if self._video else {}
+        self._images.append({**image_entry(image_id, file_name, detections.height, detections.width), **frame})
         for entry in coco_results(detections, image_id):
-            self._annotations.append({"id": len(self._annotations) + 1, "iscrowd": 0, **entry})
+            instance = {"instance_id": entry["track_id"]} if "track_id" in entry else {}
+            whole = {**of_video, **entry, **instance}
+            self._annotations.append(annotation_entry(len(self._annotations) + 1, whole))
 
     def to_json(self) -> str:
-        return json.dumps({"images": self._images, "categories": self._categories, "annotations": self._annotations})
+        videos = {}
+        if self._video:
+            size = {key: self._images[0][key] for key in ("width", "height")} if self._images else {}
+            videos = {"videos": [{"id": 1, "name": self._video[0], "fps": self._video[1], **size}]}
+        rest = {"images": self._images, "categories": self._categories, "annotations": self._annotations}
+        return json.dumps({**videos, **rest})
+
+
+def categories(class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """COCO's categories; label 1 is the first."""
+    return [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+
+
+def image_entry(identifier: int, file_name: str, height: int, width: int) -> dict[str, Any]:
+    """One of COCO's images; sizes in pixels."""
+    return {"id": identifier, "file_name": file_name, "width": width, "height": height}
+
+
+def annotation_entry(identifier: int, result: dict[str, Any]) -> dict[str, Any]:
+    """One of COCO's annotations, made from an entry of ``coco_results``."""
+    return {"id": identifier, "iscrowd": 0, **result}
 
 
 def coco_results(detections: Detections, image_id: int | str) -> list[dict[str, Any]]:
-    """Entries of a COCO results list: ``bbox`` is x y width height in frame pixels, ``category_id`` the label."""
+    """Entries of a COCO results list: ``bbox`` is x y width height in frame pixels, ``category_id`` the label.
+
+    What belongs to a track has its ``track_id``.
+    """
     entries = []
     for i in range(len(detections)):
         x1, y1, x2, y2 = (float(v) for v in detections.boxes[i])
@@ -46,6 +81,8 @@ def coco_results(detections: Detections, image_id: int | str) -> list[dict[str, 
             "score": round(float(detections.scores[i]), 5),
             "area": round((x2 - x1) * (y2 - y1), 1),
         }
+        if detections.track_ids is not None and detections.track_ids[i]:
+            entry["track_id"] = int(detections.track_ids[i])
         if detections.masks is not None:
             entry["area"] = int(np.count_nonzero(detections.masks[i].pixels))
             entry["segmentation"] = encode_mask(detections.masks[i], detections.height, detections.width)

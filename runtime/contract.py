@@ -73,6 +73,8 @@ class Contract:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     masks: str = "box"
     precision: str = "fp32"
+    # Mean linear luminance, 0 to 1, of the darkest and the brightest picture that INT8 was calibrated on.
+    calibrated_luminance: tuple[float, float] | None = None
     target: str = "gpu"  # what the file is made for; "cpu": ONNX Runtime alone
     attention: dict[str, str] = field(default_factory=dict)  # level -> mode and form, "embedded/standard"
     opset: int = 0
@@ -110,6 +112,12 @@ class Contract:
             fits = fits and all(type(side) is int and side >= 1 for side in self.scale)
             _check(fits, "scale", self.scale, "two whole numbers from 1 up")
             object.__setattr__(self, "scale", tuple(self.scale))
+        if self.calibrated_luminance is not None:
+            value = self.calibrated_luminance
+            fits = isinstance(value, (list, tuple)) and len(value) == 2
+            fits = fits and all(isinstance(bound, (int, float)) for bound in value) and 0 <= value[0] <= value[1] <= 1
+            _check(fits, "calibrated_luminance", value, "two ascending numbers from 0 to 1")
+            object.__setattr__(self, "calibrated_luminance", tuple(value))
         settings = self.checkpoint_settings
         _check(isinstance(settings, dict), "checkpoint_settings", settings, "an object")
         _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
@@ -210,10 +218,11 @@ class Contract:
         return {name: known.get(name, "float32") for name in (*self.input_shapes, *self.output_shapes)}
 
     def to_json(self) -> str:
-        """Without what older versions do not know: ``min_batch`` where there is none, before format 3 ``padding``."""
+        """Without what older versions do not know: what there is none of, and before format 3 ``padding``."""
         values = dataclasses.asdict(self)
-        if self.min_batch is None:
-            del values["min_batch"]
+        for name in ("min_batch", "calibrated_luminance"):
+            if values[name] is None:
+                del values[name]
         if self.format != 3:
             del values["padding"]
         return json.dumps(values, sort_keys=True)

@@ -36,6 +36,7 @@ class Detections:
     scores: NDArray[np.float32]  # [D]
     labels: NDArray[np.int32]  # [D], 1..C
     masks: tuple[Mask, ...] | None  # D of them; None where the model has no masks
+    track_ids: NDArray[np.int32] | None = None  # [D], identities from 1 up, 0 of none; None where nothing was tracked
 
     def __post_init__(self) -> None:
         rows = len(self.scores)
@@ -44,6 +45,8 @@ class Detections:
                 f"boxes {self.boxes.shape}, scores {self.scores.shape} and labels {self.labels.shape} do not fit; "
                 "expected [D, 4], [D] and [D]"
             )
+        if self.track_ids is not None and self.track_ids.shape != (rows,):
+            raise ValueError(f"track_ids {self.track_ids.shape} for {rows} detections; expected [D]")
         if self.masks is None:
             return
         if len(self.masks) != rows:
@@ -63,9 +66,18 @@ class Detections:
 
     def above(self, score_threshold: float) -> Detections:
         """Those that score ``score_threshold`` or more."""
-        rows = int((self.scores >= score_threshold).sum())  # best first
-        masks = None if self.masks is None else self.masks[:rows]
-        return Detections(self.height, self.width, self.boxes[:rows], self.scores[:rows], self.labels[:rows], masks)
+        return self.at(np.arange(int((self.scores >= score_threshold).sum())))  # best first
+
+    def tracked(self) -> Detections:
+        """Those that belong to a track; all where nothing was tracked."""
+        return self if self.track_ids is None else self.at(np.flatnonzero(self.track_ids))
+
+    def at(self, rows: NDArray[np.integer]) -> Detections:
+        """Those at these places, in this order."""
+        masks = None if self.masks is None else tuple(self.masks[i] for i in rows)
+        tracks = None if self.track_ids is None else self.track_ids[rows]
+        boxes, scores, labels = self.boxes[rows], self.scores[rows], self.labels[rows]
+        return Detections(self.height, self.width, boxes, scores, labels, masks, tracks)
 
     def full_masks(self) -> Iterator[NDArray[np.bool_]]:
         """Each mask as bool ``[height, width]``, one at a time."""

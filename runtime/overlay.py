@@ -21,8 +21,21 @@ def class_color(label: int) -> tuple[int, int, int]:
     return round(255 * blue), round(255 * green), round(255 * red)
 
 
+def track_color(track_id: int) -> tuple[int, int, int]:
+    """A bright BGR colour for an identity; two that follow one another differ most."""
+    return class_color(track_id + 4)  # so that the first track and the first class differ
+
+
+def color_of(detections: Detections, i: int) -> tuple[int, int, int]:
+    """Of one detection: that of its identity, of its class where it has none."""
+    track = 0 if detections.track_ids is None else int(detections.track_ids[i])
+    return track_color(track) if track else class_color(int(detections.labels[i]))
+
+
 def draw(frame_bgr: NDArray[np.uint8], detections: Detections, class_names: Sequence[str]) -> NDArray[np.uint8]:
     """A copy of the frame with masks, their outlines, boxes, names and scores, readable on dark pictures.
+
+    What belongs to a track has its number beside the name, and its colour instead of that of the class.
 
     Args:
         frame_bgr: uint8 ``[h, w, 3]``, of the size that ``detections`` have.
@@ -33,7 +46,7 @@ def draw(frame_bgr: NDArray[np.uint8], detections: Detections, class_names: Sequ
     thickness = max(round(side / 500), 1)
     scale = max(side / 1400, 0.35)
     for i in reversed(range(len(detections))):  # the best on top
-        color = class_color(int(detections.labels[i]))
+        color = color_of(detections, i)
         if detections.masks is not None:
             _draw_mask(picture, detections.masks[i].x, detections.masks[i].y, detections.masks[i].pixels, color)
         x1, y1, x2, y2 = (round(float(v)) for v in detections.boxes[i])
@@ -41,13 +54,9 @@ def draw(frame_bgr: NDArray[np.uint8], detections: Detections, class_names: Sequ
         cv2.rectangle(picture, (x1, y1), corner, color, thickness, cv2.LINE_AA)
     for i in reversed(range(len(detections))):
         name = class_names[int(detections.labels[i]) - 1]
-        _draw_label(
-            picture,
-            f"{name} {detections.scores[i]:.2f}",
-            detections.boxes[i],
-            class_color(int(detections.labels[i])),
-            scale,
-        )
+        number = f" {detections.track_ids[i]}" if detections.track_ids is not None and detections.track_ids[i] else ""
+        text = f"{name}{number} {detections.scores[i]:.2f}"
+        _draw_label(picture, text, detections.boxes[i], color_of(detections, i), scale)
     return picture
 
 

@@ -45,6 +45,11 @@ def read_picture(path: Path | str, bits: int = 0, otherwise: int = 0) -> NDArray
         data = Path(path).read_bytes()
     except OSError as error:
         raise PictureError(f"picture {path} cannot be read: {error.strerror}") from error
+    return decode_picture(data, path, bits, otherwise)
+
+
+def decode_picture(data: bytes, path: Path | str, bits: int = 0, otherwise: int = 0) -> NDArray[np.uint8]:
+    """As ``read_picture``, of the bytes of a file; ``path`` is its name in messages."""
     if not data:
         raise PictureError(f"picture {path} is empty (0 bytes)")
     if _is_truncated(data):

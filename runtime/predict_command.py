@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wnlb.runtime.coco import CocoDocument
+from wnlb.runtime.detecting import detected
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.files import atomic_path, ends_all, make_folder
@@ -24,11 +25,18 @@ from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.video_file import VideoFile
 from wnlb.runtime.live.window import Window
 from wnlb.runtime.onnxruntime_backend import DEVICES
-from wnlb.runtime.overlap import ahead
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
-from wnlb.runtime.source import Frame, Source, open_source
+from wnlb.runtime.source import PICTURES_FPS, Frame, Source, open_source
 from wnlb.runtime.table import table
+from wnlb.runtime.tracking.arguments import (
+    add_tracking_arguments,
+    check_tracking_arguments,
+    make_tracks,
+    predicted_score,
+)
+from wnlb.runtime.tracking.mot import MotLines
+from wnlb.runtime.tracking.tracks import Tracks
 
 STAGES = ("read", "prepare", "infer", "paste", "write")
 JPEG_SIDE = 65500  # of libjpeg; the format itself ends at 65535
@@ -40,6 +48,11 @@ detections.json, in COCO's format with run-length encoded masks.
   wnlb predict model.onnx 'night/**/*.png' -o out/ --score-threshold 0.3
   wnlb predict model.onnx drive.mp4 -o out/
   wnlb predict model.onnx 0 -o out/ --show         # camera 0, until Ctrl-C or q
+  wnlb predict model.onnx drive.mp4 -o out/ --track --zone 'gate=0,200 320,200'
+
+With --track what is one object has one number, in the overlay, in detections.json (COCO-VID) and in tracks.txt
+(MOTChallenge); pictures of a folder are taken as frames, 25 a second. --zone counts who comes into an area or
+crosses a line.
 """
 
 
@@ -65,16 +78,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--show", action="store_true", help="also show each overlay in a window; q ends")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_tracking_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    zones = check_tracking_arguments(arguments)
     window = Window("leave it out and look at the written overlays") if arguments.show else None
     source = open_source(arguments.source, arguments.bits)
     output: Path = arguments.output
     _prepare_output(output, source)
-    options = {"score_threshold": arguments.score_threshold, "device": arguments.device, "threads": arguments.threads}
+    score = predicted_score(arguments)
+    options = {"score_threshold": score, "device": arguments.device, "threads": arguments.threads}
     with Predictor(arguments.model, trust=arguments.trust, **options) as predictor:
-        session = _Session(predictor, source, output, window)
+        tracks = make_tracks(arguments, zones, predictor.contract.class_names, source.fps)
+        session = _Session(predictor, source, output, window, tracks)
         hidden = arguments.quiet or None  # None: where stderr is no terminal
         bar = tqdm(total=len(source) or None, unit="frame", disable=hidden, file=sys.stderr, leave=False)
         with bar:
@@ -102,15 +119,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 3 if session.failures else 0
 
 
-_Found = tuple[Frame, Detections | None]  # None where there is no picture
-
-
 class _Session:
     """One run over a source: predicts, writes, and keeps account."""
 
-    def __init__(self, predictor: Predictor, source: Source, output: Path, window: Window | None) -> None:
+    def __init__(
+        self, predictor: Predictor, source: Source, output: Path, window: Window | None, tracks: Tracks | None
+    ) -> None:
         self.predictor, self.source, self.output, self.window = predictor, source, output, window
-        self.document = CocoDocument(predictor.contract.class_names)
+        self.tracks, self.mot = tracks, MotLines()
+        video = (next(iter(source.paths), "camera"), source.fps or PICTURES_FPS) if tracks else None
+        self.document = CocoDocument(predictor.contract.class_names, video)
         self.failures: list[str] = []
         self.unwritten = 0  # of the failures
         self.frame_sizes: list[tuple[int, int]] = []
@@ -127,30 +145,20 @@ class _Session:
 
         Reading, inference and writing overlap.
         """
-        with contextlib.closing(ahead(self._found(ahead(self._batches())))) as batches:
-            for frame, detections in itertools.chain.from_iterable(batches):
+        batches = self.predictor.contract.batches
+        size = batches[0] if self.source.is_video and not self.source.paths else batches[-1]  # from a camera as few
+        runs = detected(
+            self._timed_reads(), self.predictor, size, is_video=self.source.is_video, on_run=self._timed_run
+        )
+        with contextlib.closing(runs):
+            for frame, detections in itertools.chain.from_iterable(runs):
                 if frame.pixels is None or detections is None:
                     self.failures.append(frame.error)
                 else:
-                    self._write_timed(frame.name, frame.pixels, detections)
+                    found = self.tracks.update(detections, frame.at_s) if self.tracks else detections
+                    self._write_timed(frame.name, frame.pixels, found)
                 yield frame.name
         self._ended = True
-
-    def _batches(self) -> Generator[list[Frame], None, None]:
-        """As many frames as the model takes, but from a camera as few; by itself, one that could not be read."""
-        batch: list[Frame] = []
-        batches = self.predictor.contract.batches
-        size = batches[0] if self.source.is_video and not self.source.paths else batches[-1]
-        for frame in self._timed_reads():
-            if frame.pixels is None:
-                yield [frame]
-                continue
-            batch.append(frame)
-            if len(batch) == size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
 
     def _timed_reads(self) -> Iterator[Frame]:
         frames = iter(self.source)
@@ -162,26 +170,9 @@ class _Session:
             self.times_ms["read"].append(1e3 * (time.perf_counter() - started))
             yield frame
 
-    def _found(self, batches: Generator[list[Frame], None, None]) -> Generator[list[_Found], None, None]:
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield self._predicted(batch)
-
-    def _predicted(self, batch: list[Frame]) -> list[_Found]:
-        pictures = [frame.pixels for frame in batch if frame.pixels is not None]
-        if not pictures:
-            return [(frame, None) for frame in batch]
-        try:
-            found = self.predictor.predict_batch(pictures)
-        except (PictureError, cv2.error) as error:  # of one size of picture: it must not cost its neighbours
-            if len(batch) > 1:
-                return [found for frame in batch for found in self._predicted([frame])]
-            if self.source.is_video:
-                raise
-            return [(Frame(batch[0].name, None, f"picture {batch[0].name} cannot be prepared: {error}"), None)]
-        for stage, ms in self.predictor.times_ms.items():
-            self.times_ms[stage] += [ms / len(batch)] * len(batch)
-        return list(zip(batch, found, strict=True))
+    def _timed_run(self, times_ms: dict[str, float], frames: int) -> None:
+        for stage, ms in times_ms.items():
+            self.times_ms[stage] += [ms / frames] * frames
 
     def _write_timed(self, name: str, pixels: NDArray[np.uint8], detections: Detections) -> None:
         if hint := self._hint.about(*pixels.shape[:2]):
@@ -194,6 +185,8 @@ class _Session:
         names = self.predictor.contract.class_names
         try:
             overlay = draw(pixels, detections, names)
+            if self.tracks:
+                self.tracks.draw(overlay, detections)
             self._write_overlay(name, overlay)
         except (WnlbError, cv2.error, MemoryError) as error:
             if self.source.is_video or (isinstance(error, WnlbError) and ends_all(error)):
@@ -202,6 +195,7 @@ class _Session:
             self.failures.append(str(error) if told else f"overlay of picture {name} cannot be drawn: {error}")
             self.unwritten += 1
             return
+        self.mot.add(len(self.frame_sizes), detections)
         self.document.add(name, detections)
         self.frame_sizes.append((pixels.shape[0], pixels.shape[1]))
         self.found.update(names[label - 1] for label in detections.labels.tolist())
@@ -225,6 +219,9 @@ class _Session:
         if self.frame_sizes or not self.failures:
             with atomic_path(self.output / "detections.json") as temporary:
                 temporary.write_text(self.document.to_json())
+            if self.tracks:
+                with atomic_path(self.output / "tracks.txt") as temporary:
+                    temporary.write_text(self.mot.to_text())
 
     def abandon(self) -> None:
         """After an error: no half video, no half detections.json."""
@@ -258,15 +255,18 @@ class _Session:
             1e3 * (time.perf_counter() - self._started) / max(frames, 1)
         )  # less than the stages together: they overlap
         counts = {"read": len(self.failures) - self.unwritten, "written": self.unwritten}
+        told = [self.tracks.summary(), ""] if self.tracks else []
+        written = "overlays, detections.json and tracks.txt" if self.tracks else "overlays and detections.json"
         failed = "".join(f", {count} could not be {what}" for what, count in counts.items() if count)
         return "\n".join(
             [
                 f"{frames} frame{'s' * (frames != 1)}{failed}; detections: {classes}",
                 self.predictor.backend.description,
                 "",
+                *told,
                 table(("stage", "median ms", "mean ms", "max ms"), [*rows, ("whole frame", "", f"{whole:.1f}", "")]),
                 "",
-                f"overlays and detections.json are in {output}/",
+                f"{written} are in {output}/",
             ]
         )
 

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import math
 import os
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.depth import check_bits, common_bits, doubt
-from wnlb.runtime.errors import PictureError, PictureWarning
+from wnlb.runtime.errors import PictureError, PictureWarning, WnlbError
 from wnlb.runtime.files import name_for_opencv
 from wnlb.runtime.pictures import OTHER_SUFFIXES, PICTURE_SUFFIXES, highest_of, read_picture
+from wnlb.runtime.text_file import read_lines
 
 LAST_CAMERA = 255
+PICTURES_FPS = 25.0  # of pictures that are frames of something
 LOOKED_AT = 16  # pictures of a source, for the bits of its camera
 
 
@@ -32,6 +35,7 @@ class Frame:
     name: str  # of the picture file, from the folder that all have in common; or VIDEO_000042
     pixels: NDArray[np.uint8] | None  # uint8 BGR [h, w, 3]
     error: str = ""
+    at_s: float = 0.0  # when it was captured: seconds, of a camera by the machine's clock; of pictures 25 are a second
 
 
 class PictureSource:
@@ -59,15 +63,18 @@ class PictureSource:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
-        found = self._bits_found()
-        for name, path in self.paths.items():
+        found = self.bits_found()
+        for number, (name, path) in enumerate(self.paths.items()):
+            at_s = number / PICTURES_FPS
             try:
-                yield Frame(name, read_picture(path, self._bits, found))
+                yield Frame(name, read_picture(path, self._bits, found), at_s=at_s)
             except PictureError as error:
-                yield Frame(name, None, str(error))
+                yield Frame(name, None, str(error), at_s)
 
-    def _bits_found(self) -> int:
-        """What some of the pictures, taken evenly, prove of all; 0 where none of them has more than 8 bits."""
+    def bits_found(self) -> int:
+        """What some of the pictures, taken evenly, prove of all; 0 where none of them has more than 8 bits, or where
+        they were given.
+        """
         if self._bits or self._found is not None:
             return self._found or 0
         paths = list(self.paths.values())
@@ -100,6 +107,7 @@ class VideoSource:
         self._frames = max(frames, 0)
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps = fps if 0 < fps < math.inf else 25.0  # not of NaN either
+        self.position = 0  # of the frame that would be read next
 
     def release(self) -> None:
         """Close a source that nobody reads."""
@@ -110,18 +118,36 @@ class VideoSource:
         return self._frames
 
     def __iter__(self) -> Iterator[Frame]:
-        number = 0
         try:
-            while True:
-                read, pixels = self._capture.read()
-                if not read:
-                    break
-                yield Frame(f"{self._name}_{number:06d}", np.asarray(pixels, np.uint8))
-                number += 1
+            yield from self.between(self.position, None)
         finally:
             self._capture.release()
-        if not number:
+        if not self.position:
             raise PictureError(f"{self._what} holds no frame that can be decoded")
+
+    def between(self, first: int, stop: int | None) -> Iterator[Frame]:
+        """The frames from ``first`` on, before ``stop``, as far as there are any.
+
+        What lies before is decoded and left out: to seek is inexact in many containers. There is no way back
+        (``position``).
+        """
+        at_s = -math.inf
+        while self.position < first and self._capture.grab():
+            self.position += 1
+        while self.position >= first and (stop is None or self.position < stop):
+            read, pixels = self._capture.read()
+            if not read:
+                break
+            at_s = self._time_of(self.position, at_s)
+            self.position += 1
+            yield Frame(f"{self._name}_{self.position - 1:06d}", np.asarray(pixels, np.uint8), at_s=at_s)
+
+    def _time_of(self, number: int, last_s: float) -> float:
+        """Of the frame just read: as the file states it, for rates vary; where it states none, by its rate."""
+        if not self.paths:
+            return time.perf_counter()
+        stated = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1e3
+        return stated if last_s < stated < math.inf else max(number, last_s * self.fps + 1) / self.fps
 
 
 Source = PictureSource | VideoSource
@@ -147,14 +173,48 @@ def open_source(source: str, bits: int = 0) -> Source:
         if int(source) > LAST_CAMERA:
             raise PictureError(f"camera {source} is not there; expected an index from 0 to {LAST_CAMERA}")
         return VideoSource(int(source))
+    files = files_of(source)
+    if path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES:
+        return VideoSource(source)
+    return PictureSource(files, bits)
+
+
+def files_of(source: str) -> list[Path]:
+    """The files of a folder of pictures or a glob pattern, sorted; or the one that it is.
+
+    Raises:
+        PictureError: there is nothing there.
+    """
+    path = Path(source)
     if path.is_dir():
-        return PictureSource(_pictures_in(path), bits)
+        return _pictures_in(path)
     if path.is_file():
-        return PictureSource([path], bits) if path.suffix.lower() in PICTURE_SUFFIXES else VideoSource(source)
+        return [path]
     matches = sorted({Path(match) for match in _matching(source) if os.path.isfile(match)})
     if not matches:
         raise PictureError(f"source {source} does not exist; expected a picture, folder, glob, video or camera index")
-    return PictureSource(matches, bits)
+    return matches
+
+
+def listed_pictures(path: Path, folder: Path | None = None) -> list[Path]:
+    """The pictures of a text file that has the path of one on each line.
+
+    Args:
+        folder: that they start from; None: that of the list.
+
+    Raises:
+        WnlbError: the list cannot be read, or is empty.
+    """
+    paths = [listed_path(folder or path.parent, line) for _, line in read_lines(path, "list of pictures")]
+    if not paths:
+        raise WnlbError(f"list of pictures {path} is empty; expected the path of a picture on each line")
+    return paths
+
+
+def listed_path(folder: Path, name: str) -> Path:
+    """A path that a file of lists names, from this folder; of one made on Windows as well."""
+    path, turned = folder / name, folder / name.replace("\\", "/")
+    return turned if turned.exists() and not path.exists() else path
 
 
 def _pictures_in(folder: Path) -> list[Path]:

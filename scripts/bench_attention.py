@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from counts import from_
 from evidence.attention import Shape, shapes
 from torch import Tensor
 
@@ -109,7 +110,7 @@ def on_cpu(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(SIZES), metavar="HxW,...", help="inputs (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime (default: %(default)s)")
+    parser.add_argument("--threads", type=from_(1), default=2, help="of ONNX Runtime (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, help="JSON file for all figures")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

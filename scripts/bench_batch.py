@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_padded import night_frames
+from counts import from_
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from wnlb.export.checkpoints.fetched import SAMPLE
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import TARGETS
-from wnlb.runtime.errors import WnlbError, exit_code
+from wnlb.runtime.errors import exit_code
 from wnlb.runtime.geometry import parse_size
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.table import table
@@ -38,16 +39,18 @@ ROWS = (("1", 1), ("1-8", 1), ("1-8", 2), ("1-8", 4), ("1-8", 8), ("4", 1), ("4"
 WARM_UP = 2  # rounds
 
 
-def main(words: list[str]) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="320x320", metavar="HxW")
     parser.add_argument("--target", choices=TARGETS, default="cpu")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime (default: one per core)")
+    parser.add_argument("--rounds", type=from_(1), default=15, metavar="N")
+    parser.add_argument(
+        "--threads", type=from_(0), default=0, metavar="N", help="of ONNX Runtime (default: one per core)"
+    )
     parser.add_argument(
         "--folder", type=Path, metavar="DIR", help="keep the files there, and take those that are there"
     )
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args()
     size = parse_size(arguments.size)
     frames = list(night_frames(size, 8, seed=0))
     with tempfile.TemporaryDirectory() as temporary:
@@ -62,7 +65,6 @@ def main(words: list[str]) -> int:
         times = measured(predictors, frames, arguments.rounds)
     print(predictors["1"].backend.description)
     print(table(("file of batch", "frames", "median ms", "ms a frame", "times batch 1, a frame"), rows_of(times)))
-    return 0
 
 
 def measured(predictors: dict[str, Predictor], frames: list[NDArray[np.uint8]], rounds: int) -> NDArray[np.float64]:
@@ -94,8 +96,4 @@ def rows_of(times: NDArray[np.float64]) -> list[tuple[object, ...]]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except WnlbError as error:
-        print(f"bench_batch: {error}", file=sys.stderr)
-        sys.exit(exit_code(error))
+    sys.exit(exit_code(main))

@@ -4,6 +4,8 @@
     python scripts/bench_export.py --detections 5  # the same where the frame holds five
     python scripts/bench_export.py --full-size     # export at 800x1344 with a block on C2, and one run: peak memory
 
+OpenVINO runs the file as well, as a fourth peer where it is installed (``pip install openvino``; nothing needs it).
+
 All peers turn the same frame into the same 100 detections (or ``--detections``, by their score threshold) with masks of
 the frame's size: in one process, in turn, with the same number of threads. Peak memory is that of a process of its own
 which does nothing else. A ``checkpoint.safetensors`` in the folder is taken instead of the ResNet-50.
@@ -12,6 +14,7 @@ which does nothing else. A ``checkpoint.safetensors`` in the folder is taken ins
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -23,10 +26,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import torch
+from counts import from_
 from fresh_checkpoint import LIS_CLASSES, fresh_model
 from torchvision.models.detection import MaskRCNN
 
@@ -35,10 +40,19 @@ from wnlb.export.model import ModelConfig
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.onnx_file.verify import dark_scene, with_score_threshold
 from wnlb.export.options import ExportOptions
+from wnlb.runtime.errors import exit_code
+from wnlb.runtime.onnx_file import read_model
+from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.table import table
 
-PEERS = ("wnlb file in ONNX Runtime", "eager torchvision", "plain export in ONNX Runtime")
+OURS, EAGER, PLAIN, OPENVINO = (
+    "wnlb file in ONNX Runtime",
+    "eager torchvision",
+    "plain export in ONNX Runtime",
+    "wnlb file in OpenVINO",
+)
+PEERS = (OURS, EAGER, PLAIN, *([OPENVINO] if importlib.util.find_spec("openvino") else []))
 Result = tuple[np.ndarray, np.ndarray]  # boxes [D, 4], scores [D]
 
 
@@ -117,18 +131,43 @@ def eager_model(files: Files, threshold: float) -> MaskRCNN:
     return model
 
 
+class OpenVino:
+    """Our file as OpenVINO runs it, in float32; see ``wnlb.runtime.backend.Backend``."""
+
+    takes_device_arrays = False
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import openvino
+
+        self.contract, self.description = read_model(path)[1], f"OpenVINO {openvino.__version__}"
+        settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        self._compiled = openvino.Core().compile_model(path, "CPU", settings)
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        found = self._compiled(inputs)
+        return {name: found[name] for name in self.contract.output_shapes}
+
+    def close(self) -> None:
+        pass
+
+
 def open_peer(name: str, files: Files, threads: int) -> Callable[[np.ndarray], Result]:
     """A function from a BGR frame to its detections, masks pasted."""
     torch.set_num_threads(threads)
-    if name == PEERS[0]:
-        predictor = Predictor(files.ours, device="cpu", threads=threads)
+    if name in (OURS, OPENVINO):
+        backend = (
+            OpenVino(files.ours, threads)
+            if name == OPENVINO
+            else OnnxRuntimeBackend(files.ours, device="cpu", threads=threads)
+        )
+        predictor = Predictor(backend)
 
         def ours(frame: np.ndarray) -> Result:
             found = predictor(frame)
             return found.boxes, found.scores
 
         return ours
-    if name == PEERS[1]:
+    if name == EAGER:
         model = eager_model(files, float(files.threshold.read_text()))
 
         def eager(frame: np.ndarray) -> Result:
@@ -159,7 +198,7 @@ def compare_speed(files: Files, threads: int, rounds: int) -> list[dict[str, obj
     frame = files.frame
     peers = {name: open_peer(name, files, threads) for name in PEERS}
     results = {name: run(frame) for name, run in peers.items()}
-    boxes, scores = results[PEERS[1]]
+    boxes, scores = results[EAGER]
     for name, (own_boxes, own_scores) in results.items():
         if len(own_scores) != len(scores):
             raise SystemExit(f"{name} finds {len(own_scores)} detections, eager {len(scores)}")
@@ -174,7 +213,7 @@ def compare_speed(files: Files, threads: int, rounds: int) -> list[dict[str, obj
             run(frame)
             if number >= 0:  # before that, ONNX Runtime still allocates
                 times[name].append(1e3 * (time.perf_counter() - started))
-    base = statistics.median(times[PEERS[0]])
+    base = statistics.median(times[OURS])
     same = ("--size", files.size, "--detections", files.detections, "--threads", threads, "-o", files.folder)
     return [
         {
@@ -231,10 +270,12 @@ def do_and_print_peak(what: str, files: Files, threads: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("out/bench"), help="folder for the files")
-    parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--detections", type=int, default=100, help="that the frame holds, 0 to 100 (default: 100)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--size", type=from_(64), default=320, help="px, a multiple of 32 (default: 320)")
+    parser.add_argument(
+        "--detections", type=from_(0, 100), default=100, help="that the frame holds, 0 to 100 (default: 100)"
+    )
+    parser.add_argument("--threads", type=from_(1), default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=from_(1), default=15)
     parser.add_argument("--full-size", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -262,4 +303,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

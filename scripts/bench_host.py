@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+from counts import from_
 
 from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.runtime.backend import Backend, open_backend
@@ -191,13 +192,11 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="an ONNX file that 'wnlb export' wrote")
     parser.add_argument("--sizes", nargs="+", default=["480x640", "1080x1920", "2160x3840"], metavar="HxW")
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the pictures (default: jpg)")
-    parser.add_argument("--count", type=int, default=16, metavar="N", help="pictures of each size (default: 16)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each (default: 5)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--count", type=from_(1), default=16, metavar="N", help="pictures of each size (default: 16)")
+    parser.add_argument("--rounds", type=from_(1), default=5, metavar="N", help="turns of each (default: 5)")
+    parser.add_argument("--threads", type=from_(0), default=0, metavar="N", help="CPU threads (default: all)")
     arguments = parser.parse_args()
     model, threads, rounds = arguments.model, arguments.threads, arguments.rounds
-    if min(arguments.count, rounds) < 1:
-        raise WnlbError(f"{arguments.count} pictures in {rounds} rounds; expected 1 or more of both")
     sizes = [parse_size(size) for size in arguments.sizes]
     stages: dict[str, dict[str, Cost]] = {}
     costs: dict[str, dict[str, list[Cost]]] = {}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from counts import from_
 from numpy.typing import NDArray
 from torchvision.models.detection import MaskRCNN
 from tqdm import tqdm
@@ -107,7 +108,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=SAMPLE, help="default: the sample of the package")
     parser.add_argument("--size", default="256x320", metavar="HxW", help="of the input (default: 256x320)")
     parser.add_argument("--frames", nargs="+", default=["240x320", "233x320", "256x300"], metavar="HxW")
-    parser.add_argument("--count", type=int, default=40, metavar="N", help="frames of each size (default: 40)")
+    parser.add_argument("--count", type=from_(1), default=40, metavar="N", help="frames of each size (default: 40)")
     parser.add_argument("--seed", type=int, default=6000, help="of the scenes (default: 6000)")
     arguments = parser.parse_args()
     height, width = parse_size(arguments.size)

@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from counts import from_
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wnlb.runtime.doctor_command import examine
-from wnlb.runtime.errors import WnlbError, exit_code
+from wnlb.runtime.errors import exit_code
 from wnlb.runtime.inputs import prepared_inputs
 from wnlb.runtime.onnxruntime_backend import open_session
 from wnlb.runtime.predictor import Predictor
@@ -44,12 +45,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("model", type=Path, help="an ONNX file that 'wnlb export' wrote")
-    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="turns of each (default: 40)")
-    parser.add_argument("--runs", type=int, default=2, metavar="N", help="runs of a turn (default: 2)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--rounds", type=from_(1), default=40, metavar="N", help="turns of each (default: 40)")
+    parser.add_argument("--runs", type=from_(1), default=2, metavar="N", help="runs of a turn (default: 2)")
+    parser.add_argument("--threads", type=from_(0), default=0, metavar="N", help="CPU threads (default: all)")
     arguments = parser.parse_args()
-    if min(arguments.rounds, arguments.runs) < 1:
-        raise WnlbError(f"{arguments.rounds} rounds of {arguments.runs} runs; expected 1 or more of both")
     if not measured(arguments.model, arguments.rounds, arguments.runs, arguments.threads):
         sys.exit(1)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch
+from counts import from_
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -33,6 +35,8 @@ from wnlb.export.graph.adaptive_roi_align import CellRoIAlign, NodeRoIAlign, def
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign
 from wnlb.export.options import ExportOptions
+from wnlb.runtime.errors import WnlbError, exit_code
+from wnlb.runtime.geometry import parse_size
 from wnlb.runtime.table import table
 
 SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
@@ -87,7 +91,7 @@ def session(form: Pooling, levels: list[Tensor], rois: int, threads: int) -> ort
 
 def measure(boxes: NDArray[np.float32], side: int, arguments: argparse.Namespace) -> str:
     """A table of all forms for ``boxes [R, 4]``."""
-    height, width = (int(part) for part in arguments.size.split("x"))
+    height, width = parse_size(arguments.size)
     generator = torch.Generator().manual_seed(0)
     levels = [torch.randn(1, 256, height // s, width // s, generator=generator) for s in (4, 8, 16, 32)]
     layout = AtlasLayout(tuple((level.shape[2], level.shape[3]) for level in levels))
@@ -126,24 +130,32 @@ def sample_boxes(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[
     return boxes, boxes[:100]
 
 
+def reference_boxes(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Proposals and detections of an archive of NumPy arrays. Raises WnlbError where it holds none."""
+    try:
+        arrays = np.load(path)
+        return arrays["a_proposals"], arrays["a_boxes_input"]
+    except (OSError, ValueError, LookupError) as error:
+        raise WnlbError(f"{path}: {error}; expected an archive with a_proposals and a_boxes_input") from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="416x608", help="height x width of the input (default: %(default)s)")
     parser.add_argument("--reference", type=Path, help="arrays a_proposals and a_boxes_input, in pixels of the input")
-    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="runs of each form (default: %(default)s)")
+    parser.add_argument("--threads", type=from_(1), default=2, help="of ONNX Runtime (default: %(default)s)")
+    parser.add_argument("--rounds", type=from_(1), default=15, help="runs of each form (default: %(default)s)")
     arguments = parser.parse_args()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     if arguments.reference is None:
-        height, width = (int(part) for part in arguments.size.split("x"))
+        height, width = parse_size(arguments.size)
         proposals, detections = sample_boxes(height, width)
     else:
-        arrays = np.load(arguments.reference)
-        proposals, detections = arrays["a_proposals"], arrays["a_boxes_input"]
+        proposals, detections = reference_boxes(arguments.reference)
     for boxes, side in ((proposals, 7), (detections, 14)):
         print(f"{len(boxes)} RoIs to {side} x {side}, 256 channels, {arguments.size}, {arguments.threads} threads")
         print(measure(boxes, side, arguments), end="\n\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

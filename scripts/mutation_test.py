@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from counts import from_
 from mutations.running import Fault, run_subject
 from tqdm import tqdm
 
@@ -53,7 +54,9 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="KIND,...", help=", ".join(SUBJECTS))
-    parser.add_argument("--count", type=int, default=2000, help="damaged files of each kind (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=from_(1), default=2000, help="damaged files of each kind (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where the files are kept that were not answered well")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -72,9 +75,8 @@ def main() -> int:
 def _run(arguments: argparse.Namespace, known: list[str]) -> list[Fault]:
     names = arguments.only.split(",") if arguments.only else known
     unknown = [name for name in names if name not in known]
-    if unknown or arguments.count < 1:
-        what = f"kind {unknown[0]!r} is not known" if unknown else f"--count {arguments.count} is less than 1"
-        raise WnlbError(f"{what}; expected some of {', '.join(known)}, and a count from 1")
+    if unknown:
+        raise WnlbError(f"kind {unknown[0]!r} is not known; expected some of {', '.join(known)}")
     rows, faults = run_all(names, arguments.count, arguments.seed, arguments.keep)
     print(table(("kind", "files", "read", "refused", "faults"), rows))
     for fault in faults:

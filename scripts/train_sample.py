@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from counts import from_
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torchvision.models.detection import MaskRCNN
@@ -231,18 +232,18 @@ def main() -> int:
         "-o", "--output", type=Path, required=True, help="folder; training in it goes on where it stopped"
     )
     parser.add_argument("--start", type=Path, help="sample.pth of another run to start from")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=from_(1), default=6000)
     parser.add_argument("--decay", type=float, default=1.0, help="share of the steps in which the rate falls to zero")
     parser.add_argument("--first-scene", type=int, default=0, help="number of the first scene; go on where --start was")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=from_(1), default=4)
     parser.add_argument("--lr", type=float, default=4e-4, help="peak learning rate of AdamW")
     parser.add_argument("--blocks", choices=("weighted", "unweighted", "none"), default="weighted")
     parser.add_argument("--backbone", choices=("resnet18", "resnet50"), default="resnet18")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--workers", type=int, default=1, help="processes that make scenes")
-    parser.add_argument("--log-every", type=int, default=10)
-    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--workers", type=from_(0), default=1, help="processes that make scenes")
+    parser.add_argument("--log-every", type=from_(1), default=10)
+    parser.add_argument("--save-every", type=from_(1), default=500)
     arguments = parser.parse_args()
     return exit_code(lambda: train(arguments))
 

@@ -18,7 +18,20 @@ from wnlb.runtime.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("calibration", "export", "plugins", "runtime")
-HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "tensorrt", "pycuda", "cuda", "pycocotools"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "pycuda",
+    "cuda",
+    "pycocotools",
+    "trackers",
+    "scipy",
+    "pyarrow",
+    "ray",
+}
 # What each room may import of its own package, beside itself. A package's name stands for the modules at its top.
 ROOMS = {
     "calibration.labels": set(),
@@ -31,15 +44,21 @@ ROOMS = {
     "export.graph": {"export"},
     "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
     "export.references": set(),  # what verification trusts shares no code with what it verifies
+    "runtime.deepstream": {"runtime"},
     "runtime.engine": {"runtime"},
-    "runtime.live": {"runtime"},
-    "runtime.profile": {"runtime", "runtime.engine"},
+    "runtime.labelling": {"runtime", "runtime.engine"},
+    "runtime.tracking": {"runtime"},
+    "runtime.live": {"runtime", "runtime.night", "runtime.tracking"},
+    "runtime.night": {"runtime", "runtime.report"},
+    "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
+    "runtime.report": {"runtime"},
 }
-# Who loads the plugin library, and who brings attention into the form that is built; in functions.
+# Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.engine.engine": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
+    "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
 

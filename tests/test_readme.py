@@ -27,12 +27,14 @@ ROOT = Path(__file__).parents[1]
 ORDER = (
     "export",
     "predict",
+    "label",
     "scenes",
     "darken",
     "convert",
     "evaluate",
     "compare",
     "build",
+    "deepstream",
     "inspect",
     "run",
     "profile",
@@ -80,10 +82,13 @@ def test_commands_run_as_they_stand(
         words = shlex.split(line)
         if words[1] in ("predict", "run") and (words[2].endswith(".engine") or words[3].isdecimal()):
             continue  # a GPU, a camera
+        if words[1] == "label" and "://" in line:
+            continue  # the network
         if words[1] == "export" and (words[2] in PUBLISHED or "://" in words[2]):
             continue  # the network
         if words[1] == "scenes":
             words += ["--count", "4", "--size", "64x96"]
+            words += ["--frames", "4"] if "--video" in words else []
         words = ["64x96" if re.fullmatch(r"\d+x\d+", word) else word for word in words]
         if words[1] == "export":
             words += [
@@ -130,7 +135,7 @@ def test_python_examples_run(folder: Path, small_model_path: Path, monkeypatch: 
     }
     names = {"images": [torch.rand(3, 64, 64)] * 2, "targets": [target] * 2}
     examples = blocks("python")
-    assert len(examples) == 5
+    assert len(examples) == 6
     for example in examples:
         if "wnlb_maskrcnn(" in example:  # torchvision enlarges to 800 px by default: more than a test should wait for
             example = example.replace(

@@ -18,6 +18,7 @@ from wnlb.runtime.onnxruntime_backend import DEVICES
 if TYPE_CHECKING:
     from wnlb.calibration.accuracy.judge import Judge
     from wnlb.calibration.accuracy.score import Evaluation
+    from wnlb.calibration.accuracy.tracks import TrackEvaluation
     from wnlb.runtime.predictor import Predictor
     from wnlb.runtime.source import Frame
 
@@ -30,6 +31,10 @@ Without labels, what a baseline finds with a score of 0.5 or more is the truth.
   wnlb evaluate model.onnx --annotations night/annotations.json --images night/images
   wnlb evaluate int8.onnx --baseline fp32.onnx --annotations a.json --images pictures/ -o report/
   wnlb evaluate int8.onnx --baseline fp32.onnx --images pictures/
+  wnlb evaluate model.onnx --track --annotations drives/annotations.json --images drives/images
+
+With --track, on videos (COCO-VID, as of 'wnlb scenes --video'), also how well identities hold: HOTA, IDF1 and MOTA of
+boxes and masks, by the darkness of the video.
 """
 
 
@@ -39,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", type=Path, help="COCO annotation file (default: what the baseline finds)")
     parser.add_argument("--images", required=True, metavar="SOURCE", help="folder of the pictures")
     parser.add_argument("--baseline", type=Path, metavar="MODEL", help="another model, to compare with")
+    parser.add_argument("--track", action="store_true", help="also score identities, on annotations of videos")
     parser.add_argument("--count", type=int, metavar="N", help="pictures to use, evenly taken (default: all)")
     parser.add_argument(
         "-o",
@@ -58,9 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
     from wnlb.calibration.accuracy.evaluate import evaluate_pictures
     from wnlb.calibration.accuracy.report import json_of, markdown
     from wnlb.calibration.accuracy.score import agreement
+    from wnlb.calibration.accuracy.track_report import track_markdown, tracks_json
+    from wnlb.calibration.accuracy.tracks import VideoTracks, by_video, score_tracks
 
     if not arguments.annotations and not arguments.baseline:
         raise WnlbError("neither --annotations nor --baseline was given; expected labels, or a model to compare with")
+    if arguments.track and not arguments.annotations:
+        raise WnlbError("--track needs --annotations with identities, as 'wnlb scenes --video' writes them")
     if arguments.count is not None and arguments.count < 1:
         raise WnlbError(f"--count is {arguments.count}; expected 1 or more")
     if arguments.output:
@@ -68,16 +78,24 @@ def run(arguments: argparse.Namespace) -> int:
     judge, labels = _judge(arguments), arguments.annotations is not None
     for note in judge.notes:
         print(f"wnlb evaluate: {note}", file=sys.stderr)
-    evaluations = []
+    if arguments.track:
+        judge.labels = by_video(judge.labels)
+    evaluations: list[Evaluation] = []
+    tracked: list[TrackEvaluation] = []
     for path in filter(None, (arguments.model, arguments.baseline if labels else None)):
         with _open(path, arguments) as predictor, _bar(len(judge), path.name) as bar:
-            evaluations.append(evaluate_pictures(predictor, judge.labels, judge.picture_of, path.name, bar.update))
+            tracks = VideoTracks(judge.labels) if arguments.track else None
+            evaluation = evaluate_pictures(predictor, judge.labels, judge.picture_of, path.name, bar.update, tracks)
+        evaluations.append(evaluation)
+        if tracks:
+            tracked.append(score_tracks(judge.labels, evaluation.results, tracks.light, path.name))
     other = (evaluations[-1].results if labels else judge.sure) if arguments.baseline else None
     same = None if other is None else agreement(evaluations[0].results, other)
     report = markdown(evaluations, same, "" if labels else arguments.baseline.name, judge.notes)
+    report += track_markdown(tracked)
     if arguments.output:
         _write(arguments.output, report, evaluations)
-    facts = {"truth": judge.truth, **json_of(evaluations, same), "notes": judge.notes}
+    facts = {"truth": judge.truth, **json_of(evaluations, same), "tracks": tracks_json(tracked), "notes": judge.notes}
     print(json.dumps(facts, indent=2) if arguments.json else report)
     return 0
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wnlb.calibration.accuracy.classes import category_ids, one_category_a_name
 from wnlb.calibration.accuracy.score import Evaluation, score
+from wnlb.calibration.accuracy.tracks import VideoTracks
 from wnlb.calibration.labels.labels import Id, Image, Labels
 from wnlb.calibration.labels.pictures import LabelledPictures
 from wnlb.runtime.coco import coco_results
@@ -21,8 +22,8 @@ from wnlb.runtime.detections import Detections
 from wnlb.runtime.overlap import ahead
 from wnlb.runtime.predictor import Predictor
 
-_Read = tuple[Image, str, NDArray[np.uint8]]  # with the bin of its darkness
-_Found = tuple[Image, str, Detections]
+_Read = tuple[Image, float, NDArray[np.uint8]]  # with its luminance
+_Found = tuple[Image, float, Detections]
 
 
 def evaluate(
@@ -56,19 +57,22 @@ def evaluate_pictures(
     picture_of: Callable[[Image], NDArray[np.uint8]],
     name: str,
     on_done: Callable[[], object] = lambda: None,
+    tracks: VideoTracks | None = None,
 ) -> Evaluation:
     """As ``evaluate``, of labels without two categories of one name, with pictures from anywhere.
 
     ``picture_of`` gives the picture of an image, uint8 BGR of its height and width; it is called by a thread, and
-    ``predictor`` by another: reading, inference and encoding of masks overlap. ``on_done`` is called by this one.
+    ``predictor`` by another: reading, inference and encoding of masks overlap. ``on_done`` is called by this one. With
+    ``tracks``, of these labels, results that belong to a track have its ``track_id``.
     """
     ids = category_ids(predictor.contract.class_names, labels)
     results: list[dict[str, Any]] = []
     bins: dict[str, list[Id]] = {}
     masks = True
     with contextlib.closing(ahead(_found(predictor, ahead(_read(labels, picture_of))))) as found:
-        for image, key, detections in found:
-            bins.setdefault(key, []).append(image.id)
+        for image, light, detections in found:
+            bins.setdefault(darkness_bin(light), []).append(image.id)
+            detections = tracks.update(image, light, detections) if tracks else detections
             masks = masks and detections.masks is not None
             for entry in coco_results(detections, image.id):
                 if (category := ids[entry["category_id"] - 1]) is not None:
@@ -80,11 +84,11 @@ def evaluate_pictures(
 def _read(labels: Labels, picture_of: Callable[[Image], NDArray[np.uint8]]) -> Generator[_Read, None, None]:
     for image in labels.images:
         picture = picture_of(image)
-        yield image, darkness_bin(luminance(picture)), picture
+        yield image, luminance(picture), picture
 
 
 def _found(predictor: Predictor, pictures: Generator[_Read, None, None]) -> Generator[_Found, None, None]:
     with contextlib.closing(pictures):
         while batch := list(itertools.islice(pictures, predictor.contract.batch)):
-            images, keys, frames = zip(*batch, strict=True)
-            yield from zip(images, keys, predictor.predict_batch(list(frames)), strict=True)
+            images, lights, frames = zip(*batch, strict=True)
+            yield from zip(images, lights, predictor.predict_batch(list(frames)), strict=True)

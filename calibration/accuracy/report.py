@@ -112,8 +112,8 @@ def json_of(evaluations: list[Evaluation], same: tuple[int, int, int] | None) ->
 
 
 def coco_results(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """What pycocotools' ``loadRes`` reads: box, mask where there are masks, and score, with the ids of the labels."""
-    kept = ("image_id", "category_id", "bbox", "segmentation", "score")
+    """What pycocotools' ``loadRes`` reads: box, mask where there are masks, score, and of tracks their identity."""
+    kept = ("image_id", "category_id", "bbox", "segmentation", "score", "track_id")
     return [{key: entry[key] for key in kept if key in entry} for entry in evaluation.results]
 
 

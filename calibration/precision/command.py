@@ -93,7 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     kept_groups(arguments.keep, converter)
     folder = arguments.calibration or arguments.output.with_suffix(".calibration")
     make_folder(folder)
-    job = Job(arguments, converter, _select(arguments, converter, folder), folder)
+    selection = _select(arguments, converter, folder)
+    converter.calibrated_luminance = selection.luminances
+    job = Job(arguments, converter, selection, folder)
     model = convert_int8(job) if arguments.precision == "int8" else convert_half(job)
     save_checked(model, arguments.output, run=arguments.precision != "bf16")
     size = arguments.output.stat().st_size

@@ -72,6 +72,7 @@ class Converter:
         self.layers: list[Layer] = graph.layers()
         self.activations = graph.activations()
         self.largest: dict[str, float] = {}
+        self.calibrated_luminance: tuple[float, float] | None = None  # of the pictures that INT8's ranges are from
         self._by_opset: dict[int | None, onnx.ModelProto] = {None: self.model}
 
     @property
@@ -118,6 +119,8 @@ class Converter:
     def _finished(self, model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         opset = next(entry.version for entry in model.opset_import if not entry.domain)
         contract = dataclasses.replace(self.contract, precision=precision, opset=opset)
+        if precision.startswith("int8"):
+            contract = dataclasses.replace(contract, calibrated_luminance=self.calibrated_luminance)
         if self._plugins:
             fuse_attention(model, self._plugins)
         helper.set_model_props(

@@ -19,8 +19,8 @@ from wnlb.runtime.contract import Contract
 from wnlb.runtime.darkness import BIN_EDGES, darkness_bin, luminance
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
-from wnlb.runtime.source import Frame, PictureSource, Source, open_source
-from wnlb.runtime.text_file import read_json, read_lines
+from wnlb.runtime.source import Frame, PictureSource, Source, listed_pictures, open_source
+from wnlb.runtime.text_file import read_json
 
 BRIGHT = BIN_EDGES[-2]  # mean linear luminance from which a picture counts as daylight
 BRIGHT_SHARE = 0.2
@@ -68,6 +68,12 @@ class Selection:
         if len(self.chosen) < FEWEST:
             found.append(f"only {len(self.chosen)} calibration pictures; {FEWEST} or more give steady ranges")
         return found
+
+    @property
+    def luminances(self) -> tuple[float, float]:
+        """Of the darkest and the brightest chosen picture."""
+        found = [picture.luminance for picture in self.chosen]
+        return min(found), max(found)
 
     def sha256(self) -> str:
         """Of the chosen pictures, in their order."""
@@ -152,16 +158,7 @@ def open_pictures(source: str) -> Source | SceneSource:
         return SceneSource(int(seed or 0))
     if path.suffix.lower() != ".txt":
         return open_source(source)
-    paths = [_listed(path.parent, line) for _, line in read_lines(path, "list of pictures")]
-    if not paths:
-        raise WnlbError(f"list of pictures {source} is empty; expected the path of a picture on each line")
-    return PictureSource(paths)
-
-
-def _listed(folder: Path, line: str) -> Path:
-    """The picture of a line, from the folder of the list; of a list made on Windows as well."""
-    path, turned = folder / line, folder / line.replace("\\", "/")
-    return turned if turned.exists() and not path.exists() else path
+    return PictureSource(listed_pictures(path))
 
 
 def measure(name: str, picture_bgr: NDArray[np.uint8]) -> PictureStatistics:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,13 +22,20 @@ street without lamps. Scene i is taken at level i of the list, around and around
 
   wnlb scenes -o night/ --count 100
   wnlb scenes -o night/ --count 500 --size 416x608 --darkness 100,30 --seed 7
+  wnlb scenes -o drives/ --video --count 10
+
+With --video videos with known identities instead: objects and a camera that move, hide one another and shine, an
+exposure that changes, and noise of its own in each frame; annotations as in COCO-VID.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for images/, clean/, annotations.json")
-    parser.add_argument("--count", type=int, default=100, help="scenes (default: 100)")
+    parser.add_argument("--count", type=int, help="scenes (default: 100), or videos (default: 10)")
+    parser.add_argument("--video", action="store_true", help="videos with identities, for tracking")
+    parser.add_argument("--frames", type=int, default=48, help="of each video (default: 48)")
+    parser.add_argument("--fps", type=float, default=12.0, help="frames a second of videos (default: 12)")
     parser.add_argument("--size", default="320x320", metavar="HxW", help="pixels (default: 320x320)")
     parser.add_argument("--seed", type=int, default=0, help="of the series of scenes (default: 0)")
     add_camera_arguments(parser)
@@ -56,24 +65,43 @@ def darkness_levels(text: str) -> list[float]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from wnlb.calibration.scenes.contact_sheet import contact_sheet
-    from wnlb.calibration.scenes.dataset import write_png, write_scenes
     from wnlb.runtime.geometry import parse_size
 
     height, width = parse_size(arguments.size)
     levels = darkness_levels(arguments.darkness)
-    with tqdm(total=max(arguments.count, 0), unit="scene", disable=None, file=sys.stderr, leave=False) as bar:
-        write_scenes(
-            arguments.output,
-            arguments.count,
-            height,
-            width,
-            levels,
-            arguments.seed,
-            bits=arguments.bits,
-            workers=arguments.workers,
-            on_done=lambda done: bar.update(done - bar.n),
-        )
-    write_png(arguments.output / "contact_sheet.png", contact_sheet(arguments.seed, levels)[..., ::-1])
-    print(f"{arguments.count} scenes with clean twins, annotations.json and contact_sheet.png: {arguments.output}/")
+    count = arguments.count if arguments.count is not None else 10 if arguments.video else 100
+    (_write_videos if arguments.video else _write_scenes)(arguments, count, height, width, levels)
     return 0
+
+
+def _write_scenes(arguments: argparse.Namespace, count: int, height: int, width: int, levels: list[float]) -> None:
+    from wnlb.calibration.scenes.contact_sheet import contact_sheet
+    from wnlb.calibration.scenes.dataset import write_png, write_scenes
+
+    options = {"bits": arguments.bits, "workers": arguments.workers}
+    with _bar(count, "scene") as bar:
+        on_done = _counting(bar)
+        write_scenes(arguments.output, count, height, width, levels, arguments.seed, **options, on_done=on_done)
+    write_png(arguments.output / "contact_sheet.png", contact_sheet(arguments.seed, levels)[..., ::-1])
+    print(f"{count} scenes with clean twins, annotations.json and contact_sheet.png: {arguments.output}/")
+
+
+def _write_videos(arguments: argparse.Namespace, count: int, height: int, width: int, levels: list[float]) -> None:
+    from wnlb.calibration.scenes.video_dataset import write_videos
+
+    options = {"bits": arguments.bits, "workers": arguments.workers}
+    length = (arguments.frames, arguments.fps)
+    with _bar(count, "video") as bar:
+        on_done = _counting(bar)
+        write_videos(
+            arguments.output, count, *length, height, width, levels, arguments.seed, **options, on_done=on_done
+        )
+    print(f"{count} videos of {arguments.frames} frames with annotations.json (COCO-VID): {arguments.output}/")
+
+
+def _bar(count: int, unit: str) -> Any:
+    return tqdm(total=max(count, 0), unit=unit, disable=None, file=sys.stderr, leave=False)
+
+
+def _counting(bar: Any) -> Callable[[int], None]:
+    return lambda done: bar.update(done - bar.n)

@@ -58,7 +58,7 @@ def write_scenes(
     work = partial(_write_scene, output, height, width, seed, cameras)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for image, own in _in_order(work, range(count), workers):
+    for image, own in in_order(work, range(count), workers):
         images.append(image)
         annotations += [{"id": len(annotations) + i, **entry} for i, entry in enumerate(own, 1)]
         on_done(len(images))
@@ -99,7 +99,7 @@ def write_darkened(
     cameras = [Camera(level, bits=bits) for level in darkness]
     work = partial(_write_darkened_picture, picture_of, output, seed, cameras)
     failures, kept = [], []
-    for done, (image, failure) in enumerate(_in_order(work, list(enumerate(labels.images)), workers), 1):
+    for done, (image, failure) in enumerate(in_order(work, list(enumerate(labels.images)), workers), 1):
         failures += [failure] if failure else []
         kept += [] if failure else [image]
         on_done(done)
@@ -185,7 +185,7 @@ def mask_entry(mask: NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def _in_order(work: Callable[[Any], Any], items: Sequence[Any] | range, workers: int) -> Iterator[Any]:
+def in_order(work: Callable[[Any], Any], items: Sequence[Any] | range, workers: int) -> Iterator[Any]:
     """``map`` over processes, or in this one where there is only one."""
     if workers < 0:
         raise WnlbError(f"{workers} workers; expected 0 (one per core) or more")

@@ -29,6 +29,7 @@ class SceneObject:
 
     label: int  # 1..8, index into CLASSES from 1
     mask: NDArray[np.bool_]  # [H, W]
+    drawn: int  # place in the order of drawing, from 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +51,13 @@ def make_scene(seed: int, index: int, height: int = 320, width: int = 320) -> Sc
     if min(height, width) < 64 or min(seed, index) < 0:
         raise WnlbError(f"scene {index} of seed {seed} at {height}x{width}; expected sizes from 64 and numbers from 0")
     rng = np.random.default_rng([seed, index])
-    canvas = _Canvas(rng, height, width)
+    canvas = Canvas(rng, height, width)
     canvas.draw_background()
     canvas.draw_objects()
     return canvas.finish()
 
 
-class _Canvas:
+class Canvas:
     """Surface colours, emitted light and masks of a scene while it is drawn."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
@@ -72,12 +73,12 @@ class _Canvas:
 
     def draw_background(self) -> None:
         rng, h, w = self.rng, self.height, self.width
-        self._textured(0, self.horizon, self._grey(40, 150) if self.indoors else self._grey(12, 50))
-        self._textured(self.horizon, h, self._grey(50, 130))
+        self._textured(0, self.horizon, self.grey(40, 150) if self.indoors else self.grey(12, 50))
+        self._textured(self.horizon, h, self.grey(50, 130))
         if self.indoors:
             for _ in range(int(rng.integers(1, 4))):  # pictures, doors, shelves
                 x, y = rng.uniform(0, w), rng.uniform(0, self.horizon * 0.8)
-                self._box(x, y, x + rng.uniform(0.06, 0.25) * w, y + rng.uniform(0.1, 0.3) * h, self._color(30, 190))
+                self.box(x, y, x + rng.uniform(0.06, 0.25) * w, y + rng.uniform(0.1, 0.3) * h, self._color(30, 190))
         else:
             self._draw_houses()
         for _ in range(int(rng.integers(2, 7))):
@@ -90,14 +91,14 @@ class _Canvas:
         x = -rng.uniform(0, 0.1) * w
         while x < w:
             width, top = rng.uniform(0.15, 0.35) * w, self.horizon - rng.uniform(0.12, 0.42) * h
-            self._box(x, top, x + width, self.horizon + 2, self._grey(35, 110))
+            self.box(x, top, x + width, self.horizon + 2, self.grey(35, 110))
             columns, step = int(rng.integers(2, 5)), rng.uniform(0.05, 0.08) * h
             for y in np.arange(top + step * 0.4, self.horizon - step * 0.6, step).tolist():
                 for i in range(columns):
                     left = x + (i + 0.25) * width / columns
                     lit = rng.random() < 0.18
-                    color = self._warm() if lit else self._grey(15, 45)
-                    self._box(left, y, left + width / columns * 0.5, y + step * 0.55, color, emits=lit)
+                    color = self.warm() if lit else self.grey(15, 45)
+                    self.box(left, y, left + width / columns * 0.5, y + step * 0.55, color, emits=lit)
             x += width + rng.uniform(0, 0.06) * w
 
     def _draw_clutter(self) -> None:
@@ -106,15 +107,15 @@ class _Canvas:
         x, foot = rng.uniform(0, w), self.horizon + rng.uniform(0, 0.45) * h
         kind = int(rng.integers(4))
         if kind == 0:
-            self._box(x, foot - rng.uniform(0.25, 0.6) * h, x + rng.uniform(0.01, 0.025) * w, foot, self._grey(40, 120))
+            self.box(x, foot - rng.uniform(0.25, 0.6) * h, x + rng.uniform(0.01, 0.025) * w, foot, self.grey(40, 120))
         elif kind == 1:
             side = rng.uniform(0.05, 0.13) * h
-            self._box(x, foot - side, x + side * rng.uniform(0.8, 1.6), foot, self._color(40, 160))
-            self._box(x, foot - side, x + side * 0.8, foot - side * 0.85, self._color(40, 160))
+            self.box(x, foot - side, x + side * rng.uniform(0.8, 1.6), foot, self._color(40, 160))
+            self.box(x, foot - side, x + side * 0.8, foot - side * 0.85, self._color(40, 160))
         elif kind == 2:
             for _ in range(6):
                 radius = rng.uniform(0.02, 0.05) * h
-                self._disc(x + rng.uniform(-0.06, 0.06) * w, foot - radius, radius, self._color(25, 90))
+                self.disc(x + rng.uniform(-0.06, 0.06) * w, foot - radius, radius, self._color(25, 90))
         else:
             slant = rng.uniform(-0.1, 0.1) * w
             points = [
@@ -130,9 +131,9 @@ class _Canvas:
         rng, h, w = self.rng, self.height, self.width
         x, y = rng.uniform(0.05, 0.95) * w, rng.uniform(0.03, 0.3) * h
         if not self.indoors:
-            self._box(x - 0.004 * w, y, x + 0.004 * w, self.horizon + rng.uniform(0, 0.2) * h, self._grey(30, 60))
-        color = self._warm()
-        self._disc(x, y, rng.uniform(0.008, 0.022) * h, color, emits=True)
+            self.box(x - 0.004 * w, y, x + 0.004 * w, self.horizon + rng.uniform(0, 0.2) * h, self.grey(30, 60))
+        color = self.warm()
+        self.disc(x, y, rng.uniform(0.008, 0.022) * h, color, emits=True)
         tint = linear_from_srgb(np.array(color, np.uint8))
         self.lamps.append(
             (x, y + 0.1 * h, float(rng.uniform(0.15, 0.45) * h), tint * np.float32(rng.uniform(0.5, 1.3)))
@@ -150,7 +151,7 @@ class _Canvas:
     def _draw_object(self, name: str, foot: float, drawing: Drawing) -> None:
         rng, h, w = self.rng, self.height, self.width
         nearness = (foot - self.horizon) / (h - self.horizon)
-        size = _HEIGHTS[name] * h * (0.35 + 0.65 * nearness) * rng.uniform(0.8, 1.25)
+        size = HEIGHTS[name] * h * (0.35 + 0.65 * nearness) * rng.uniform(0.8, 1.25)
         size = min(size, 0.9 * h, 0.95 * w / drawing.aspect)
         width = size * drawing.aspect
         x = rng.uniform(-0.15 * width, w - 0.85 * width)
@@ -160,21 +161,21 @@ class _Canvas:
         matrix = np.array([[width, -angle * size, x + angle * size], [angle * width * 0.3, size, foot - size]])
         if rng.random() < 0.5:
             matrix[0] = [-width, angle * size, x + width - angle * size]
-        self._shadow(x, foot, width, size)
-        paints = self._paints()
+        self.shadow(x, foot, width, size)
+        paints = self.paints()
         mask = np.zeros((h, w), np.uint8)
         for part in drawing.parts:
-            self._draw_part(part, matrix, size, paints, mask)
-        self._shade(mask)
+            self.draw_part(part, matrix, size, paints, mask)
+        self.shade(mask)
         self.masks.append((CLASSES.index(name) + 1, mask, int(np.count_nonzero(mask))))
 
     def _put_on_furniture(self, x: float, foot: float, width: float, h: int) -> float:
         """A shelf or block below a thing that does not stand on the ground."""
         lift = self.rng.uniform(0.05, 0.16) * h
-        self._box(x - 0.15 * width, foot - lift, x + 1.15 * width, foot, self._grey(40, 120))
+        self.box(x - 0.15 * width, foot - lift, x + 1.15 * width, foot, self.grey(40, 120))
         return foot - lift
 
-    def _draw_part(
+    def draw_part(
         self, part: Part, matrix: NDArray, size: float, paints: dict[str, Bgr], mask: NDArray[np.uint8]
     ) -> None:
         points = np.array(part.points) @ matrix[:, :2].T + matrix[:, 2]
@@ -198,7 +199,7 @@ class _Canvas:
                 thickness = max(round(part.size * size), 1)
                 cv2.polylines(target, [_fixed(points)], False, color, thickness, cv2.LINE_8, _SHIFT)
 
-    def _shade(self, mask: NDArray[np.uint8]) -> None:
+    def shade(self, mask: NDArray[np.uint8]) -> None:
         """Darker towards the ground and to one side, and a little grain: what a flat drawing lacks."""
         rows, columns = np.nonzero(mask)
         if len(rows) == 0:
@@ -211,7 +212,7 @@ class _Canvas:
         factor = 1.1 - 0.35 * down - 0.2 * across + self.rng.integers(-12, 13, len(rows)) / 256
         self.surface[rows, columns] = np.clip(self.surface[rows, columns] * factor[:, None], 0, 255).astype(np.uint8)
 
-    def _shadow(self, x: float, foot: float, width: float, size: float) -> None:
+    def shadow(self, x: float, foot: float, width: float, size: float) -> None:
         shadow = np.zeros((self.height, self.width), np.uint8)
         center = _fixed(np.array([[x + width / 2, foot]]))[0].tolist()
         axes = [round(width * 0.56 * 2**_SHIFT), round(size * 0.07 * 2**_SHIFT)]
@@ -223,17 +224,23 @@ class _Canvas:
 
     def finish(self) -> Scene:
         """Remove what is hidden too far, light the scene, and give the masks of what can be seen."""
-        light = linear_from_srgb(self.surface) * self._illumination() + linear_from_srgb(self.emission) * np.float32(
-            1.5
-        )
+        return self.lit_by(self.ambient())
+
+    def ambient(self) -> NDArray[np.float32]:
+        """Light that comes from everywhere, RGB ``[3]``."""
+        strength = np.float32(self.rng.uniform(0.12, 0.5))
+        return strength * np.array([1 - self.rng.uniform(0, 0.25), 0.95, 1], np.float32)
+
+    def lit_by(self, ambient: NDArray[np.float32]) -> Scene:
+        """The scene under this ambient light and the lamps."""
+        emitted = linear_from_srgb(self.emission) * np.float32(1.5)
+        light = linear_from_srgb(self.surface) * self._illumination(ambient) + emitted
         clean = np.maximum(self.surface, self.emission)
         return Scene(light, clean, tuple(self._visible_objects()))
 
-    def _illumination(self) -> NDArray[np.float32]:
+    def _illumination(self, ambient: NDArray[np.float32]) -> NDArray[np.float32]:
         """Ambient light, and lamps of which each falls off as 1 / (1 + (distance / reach)^2)^2."""
-        ambient = np.float32(self.rng.uniform(0.12, 0.5))
-        tint = np.array([1 - self.rng.uniform(0, 0.25), 0.95, 1], np.float32)
-        total = np.broadcast_to(ambient * tint, (self.height, self.width, 3)).copy()
+        total = np.broadcast_to(ambient, (self.height, self.width, 3)).copy()
         y = np.arange(self.height, dtype=np.float32)[:, None]
         x = np.arange(self.width, dtype=np.float32)[None, :]
         for lamp_x, lamp_y, reach, color in self.lamps:
@@ -242,35 +249,35 @@ class _Canvas:
         return total
 
     def _visible_objects(self) -> list[SceneObject]:
-        """Near objects hide far ones; what is left of those that can still be told."""
+        """Near objects hide far ones; what is left of those that can still be told. Label 0 hides and is no object."""
         covered = np.zeros((self.height, self.width), bool)
         found = []
-        for label, mask, area in reversed(self.masks):
+        for drawn, (label, mask, area) in reversed([*enumerate(self.masks)]):
             whole = mask > 0
             seen = whole & ~covered
             covered |= whole
             count = np.count_nonzero(seen)
-            if count >= max(_MIN_PIXELS, _MIN_VISIBLE * area):
-                found.append(SceneObject(label, seen))
+            if label and count >= max(_MIN_PIXELS, _MIN_VISIBLE * area):
+                found.append(SceneObject(label, seen, drawn))
         return found[::-1]
 
     # Paint
 
-    def _paints(self) -> dict[str, Bgr]:
+    def paints(self) -> dict[str, Bgr]:
         body = self._color(50, 235)
         second = self._color(30, 200)
-        screen = self._warm() if self.rng.random() < 0.3 else self._color(90, 255)
+        screen = self.warm() if self.rng.random() < 0.3 else self._color(90, 255)
         return {
             "body": body,
             "second": second,
-            "dark": self._grey(12, 45),
-            "glass": self._grey(18, 70),
-            "metal": self._grey(110, 210),
-            "lamp": self._warm(),
+            "dark": self.grey(12, 45),
+            "glass": self.grey(18, 70),
+            "metal": self.grey(110, 210),
+            "lamp": self.warm(),
             "screen": screen,
         }
 
-    def _grey(self, low: int, high: int) -> Bgr:
+    def grey(self, low: int, high: int) -> Bgr:
         value = int(self.rng.integers(low, high))
         r, g, b = (int(v) for v in np.clip(value + self.rng.integers(-14, 15, 3), 0, 255))
         return r, g, b
@@ -279,7 +286,7 @@ class _Canvas:
         r, g, b = (int(v) for v in self.rng.integers(low, high, 3))
         return r, g, b
 
-    def _warm(self) -> Bgr:
+    def warm(self) -> Bgr:
         return 255, int(self.rng.integers(190, 250)), int(self.rng.integers(110, 230))
 
     def _textured(self, top: int, bottom: int, color: Bgr) -> None:
@@ -291,21 +298,21 @@ class _Canvas:
         uneven = smooth.astype(np.int64) - 120 + fine
         self.surface[top : top + rows] = np.clip(np.array(color) + uneven[:, :, None], 0, 255)
 
-    def _box(self, left: float, top: float, right: float, bottom: float, color: Bgr, emits: bool = False) -> None:
+    def box(self, left: float, top: float, right: float, bottom: float, color: Bgr, emits: bool = False) -> None:
         self._fill(np.array([(left, top), (right, top), (right, bottom), (left, bottom)]), color, emits)
 
     def _fill(self, points: NDArray, color: Bgr, emits: bool = False) -> None:
         cv2.fillPoly(self.surface, [_fixed(points)], color, cv2.LINE_8, _SHIFT)
         cv2.fillPoly(self.emission, [_fixed(points)], color if emits else (0, 0, 0), cv2.LINE_8, _SHIFT)
 
-    def _disc(self, x: float, y: float, radius: float, color: Bgr, emits: bool = False) -> None:
+    def disc(self, x: float, y: float, radius: float, color: Bgr, emits: bool = False) -> None:
         center, size = _fixed(np.array([[x, y]]))[0].tolist(), max(round(radius * 2**_SHIFT), 1)
         cv2.circle(self.surface, center, size, color, -1, cv2.LINE_8, _SHIFT)
         cv2.circle(self.emission, center, size, color if emits else (0, 0, 0), -1, cv2.LINE_8, _SHIFT)
 
 
 # Heights of nearby objects, in heights of the picture.
-_HEIGHTS = {
+HEIGHTS = {
     "bicycle": 0.34,
     "chair": 0.36,
     "dining table": 0.3,

@@ -25,7 +25,7 @@ from wnlb.export.graph.adaptive_roi_align import (
 )
 from wnlb.export.graph.anchors import pyramid_anchors
 from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
-from wnlb.export.graph.mask_branch import FourierMaskBranch, MaskBranch
+from wnlb.export.graph.mask_branch import MaskBranch, RowsMaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
 from wnlb.export.graph.pyramid import PyramidGraph
 from wnlb.export.graph.static_ops import (
@@ -164,7 +164,7 @@ class DetectionStage(nn.Module):
         self.with_masks = options.masks != "none"
         if self.with_masks:
             _check_mask_classes(heads)
-            form = FourierMaskBranch if options.target == "cpu" else MaskBranch
+            form = RowsMaskBranch if options.target == "cpu" else MaskBranch
             self.mask = form(pool(heads.mask_roi_pool, self.detections), heads.mask_head, heads.mask_predictor)
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wnlb.export.graph.adaptive_roi_align import Maps, Pool
-from wnlb.export.graph.fourier import FourierConvolutions, plain_convolutions
+from wnlb.export.graph.winograd import WinogradConvolutions, plain_convolutions
 from wnlb.runtime.errors import GraphError
 
 
 class MaskBranch(nn.Module):
     """From the maps that ``pool`` takes to probabilities ``[N, D, 2S, 2S]`` of each box's own class.
 
+    No constant of the file holds D, so that an engine may compute fewer rows: it is the -1 of all reshapes.
     S is the side of the pooled square. The other classes are not computed. ``conv5_mask``, a transposed convolution
     with stride 2 and kernel 2, is four 1 x 1 convolutions, one for each pixel of a 2 x 2 cell. The cells are laid out
     after the last projection, when one channel is left.
@@ -36,17 +37,17 @@ class MaskBranch(nn.Module):
     def forward(self, maps: Maps, boxes: Tensor, labels: Tensor, found: Tensor) -> Tensor:
         """``found``, bool ``[N, D]``, tells which rows count; the others may hold anything."""
         x = torch.relu(self.cells(self.head(self.pool(maps, boxes))))  # [N*D, 4*c, S, S]
-        rows, height, width = x.shape[0], *x.shape[2:]
+        channels, height, width = x.shape[1:]
         own = labels.flatten()
         weight = F.embedding(own, self.own_weight).unsqueeze(1)  # [N*D, 1, c]
-        cells = x.reshape(rows, 4, -1, height * width)
+        cells = x.reshape(-1, 4, channels // 4, height * width)
         logits = weight.unsqueeze(1) @ cells + F.embedding(own, self.own_bias).unsqueeze(-1).unsqueeze(-1)
-        logits = logits.reshape(rows, 2, 2, height, width).permute(0, 3, 1, 4, 2)
-        return logits.sigmoid().reshape(*labels.shape, 2 * height, 2 * width)
+        logits = logits.reshape(-1, 2, 2, height, width).permute(0, 3, 1, 4, 2)
+        return logits.sigmoid().reshape(labels.shape[0], -1, 2 * height, 2 * width)
 
 
-class FourierMaskBranch(nn.Module):
-    """``MaskBranch`` for a CPU: its convolutions as matrix products, maps as ``[S^2, K, c]`` from end to end.
+class RowsMaskBranch(nn.Module):
+    """``MaskBranch`` for a CPU: its convolutions as fewer matrix products, maps as ``[S^2, K, c]`` from end to end.
 
     K is how many rows count, in all images: ONNX Runtime takes a number that depends on the data, and an empty frame
     costs nothing. All classes are projected, for that is one product; the box's own is taken afterwards.
@@ -61,7 +62,7 @@ class FourierMaskBranch(nn.Module):
         super().__init__()
         _check_upsampling(predictor.conv5_mask)
         self.side, self.pool = pool.output_size, PixelsFirst(pool)
-        self.head = FourierConvolutions(plain_convolutions(head), pool.output_size)
+        self.head = WinogradConvolutions(plain_convolutions(head), pool.output_size)
         layers: dict[str, Any] = {"cell": _as_cells(predictor.conv5_mask), "class": predictor.mask_fcn_logits}
         for name, layer in layers.items():
             self.register_buffer(f"{name}_weight", layer.weight.detach().flatten(1).T.contiguous(), persistent=False)

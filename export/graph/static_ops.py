@@ -196,10 +196,10 @@ class AtlasRoIAlign(nn.Module):
 
     def forward(self, atlas: Tensor, boxes: Tensor) -> Tensor:
         """``atlas [N, C, height, width]`` and ``boxes [N, R, 4]`` to ``[N * R, C, S, S]``."""
-        batch, rois, side = *boxes.shape[:2], self.output_size
+        batch, channels, side = *atlas.shape[:2], self.output_size
         grid = self._grid(boxes).permute(0, 3, 5, 1, 2, 4, 6)  # [N, r, r, R, S, S, 2]
         pooled = self._pooled(atlas, grid.reshape(batch, -1, side, 2))  # [N, C, R*S*S]
-        return pooled.reshape(batch, -1, rois, side, side).transpose(1, 2).flatten(0, 1)
+        return pooled.reshape(batch, channels, -1, side, side).transpose(1, 2).flatten(0, 1)
 
     def pixels_first(self, atlas: Tensor, boxes: Tensor) -> Tensor:
         """The same as ``[S * S, N * R, C]``."""

@@ -49,6 +49,9 @@ def _decompose(node: Node) -> None:
     elif node.target == aten.flatten.using_ints:
         # ONNX's Flatten would always make a matrix. At most one size is not known before the run.
         sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+        if sizes.count(-1) == 0:  # what becomes one follows from all others, and may be a number of rows
+            start = node.args[1] if len(node.args) > 1 else 0
+            sizes[start if isinstance(start, int) else 0] = -1
         if sizes.count(-1) <= 1:
             node.target, node.args = aten.reshape.default, (node.args[0], sizes)
 

@@ -6,16 +6,19 @@ import hashlib
 import importlib.metadata
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.engine.driver import Gpu, find_gpu
-from wnlb.runtime.engine.layers import layers_of_engine, layers_of_network
+from wnlb.runtime.engine.layers import layers_of_engine
 from wnlb.runtime.engine.manifest import Manifest, manifest_path
-from wnlb.runtime.engine.progress import Progress, interrupts_to, make_monitor
-from wnlb.runtime.engine.tensorrt import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
+from wnlb.runtime.engine.mask_cut import mask_rows, split_masks
+from wnlb.runtime.engine.network import Job, Sizes, plugin_nodes
+from wnlb.runtime.engine.progress import Progress
+from wnlb.runtime.engine.tensorrt import TARGETS, TensorRt, load_tensorrt
 from wnlb.runtime.engine.timing_cache import Timings
 from wnlb.runtime.errors import GraphError, MissingDependency, WnlbError
 from wnlb.runtime.files import atomic_path, sha256_of
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from wnlb.plugins.library import PluginLibrary
 
 ATTENTION = ("auto", "standard", "plugin")
+MASK_ROWS = ("auto", "all")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class BuildOptions:
 
     ``attention``: "standard" and "plugin" rewrite the file's attention to that form; "auto" keeps the plugin nodes that
     the file has where the plugin can be used, and takes their standard bodies elsewhere.
+
+    ``mask_rows``: "all" builds one engine, which computes masks for all rows of its outputs, whatever is found; "auto"
+    cuts the mask branch off where that is possible, see ``split_masks``, and builds it for several numbers of rows.
     """
 
     target: str = "auto"  # or one of tensorrt.TARGETS
@@ -44,6 +51,7 @@ class BuildOptions:
     optimization_level: int = 3  # 0 to 5
     timing_cache: Path | None = None  # None for a file in the user's cache folder
     compute_capabilities: tuple[str, ...] = ()  # TensorRT-RTX: "8.9"; () for its own choice
+    mask_rows: str = "auto"
     batch: int = 0  # of a file that takes several, the number of frames to be fastest with; 0 for the most
 
     def __post_init__(self) -> None:
@@ -51,6 +59,8 @@ class BuildOptions:
             raise WnlbError(f"target is {self.target!r}; expected auto, {', '.join(TARGETS)}")
         if self.attention not in ATTENTION:
             raise WnlbError(f"attention is {self.attention!r}; expected {', '.join(ATTENTION)}")
+        if self.mask_rows not in MASK_ROWS:
+            raise WnlbError(f"mask rows are {self.mask_rows!r}; expected {', '.join(MASK_ROWS)}")
         if not 0 <= self.workspace < 1 << 24:
             raise WnlbError(f"workspace is {self.workspace} MiB; expected 0 or more, and less than 16 TiB")
         if self.batch < 0:
@@ -88,15 +98,30 @@ def build_engine(
     _check_options(options, library)
     gpu = _gpu(library)
     plugin = _choose_attention(model, library, options.attention, gpu)
-    timings = Timings(library, options.timing_cache, gpu)
+    job = Job(
+        source,
+        library,
+        options.workspace,
+        options.optimization_level,
+        options.compute_capabilities,
+        Timings(library, options.timing_cache, gpu),
+    )
+    cut = split_masks(model, contract) if contract and options.mask_rows == "auto" else None
     with atomic_path(output) as engine_path, atomic_path(manifest_path(output)) as json_path:
-        serialized, network_layers = _build(source, model, library, options, batches, plugin, timings, progress)
-        data = memoryview(serialized)
-        _write(engine_path, data, output)
-        fused_layers = layers_of_engine(library, data) if gpu else None
+        if cut and contract:
+            rows = mask_rows(contract.detections)
+            first = job.serialized(cut[0], (), plugin is not None, _share(progress, 0.0, 0.9))
+            second = job.serialized(cut[1], [(r, r, r) for r in rows], False, _share(progress, 0.9, 1.0))
+            parts = [first, second]
+        else:
+            parts = [job.serialized(model, [batches] if batches else (), plugin is not None, progress)]
+        plans = [memoryview(serialized) for serialized, _ in parts]
+        _write(engine_path, plans, output)
+        fused_layers = [layers_of_engine(library, plan) if gpu else None for plan in plans]
+        layers = [fused or parsed for fused, (_, parsed) in zip(fused_layers, parts, strict=True)]
         manifest = Manifest(
-            engine_sha256=hashlib.sha256(data).hexdigest(),
-            engine_bytes=data.nbytes,
+            engine_sha256=_sha256(plans),
+            engine_bytes=sum(plan.nbytes for plan in plans),
             onnx=source.name,
             onnx_sha256=onnx_sha256,
             library=library.name,
@@ -109,17 +134,31 @@ def build_engine(
                 "optimization_level": options.optimization_level,
                 "compute_capabilities": list(options.compute_capabilities),
                 **({"batches": list(batches)} if batches else {}),
+                **({"masks": {"at": plans[0].nbytes, "rows": list(rows)}} if cut else {}),
             },
             inputs={value.name: described(value) for value in model.graph.input},
             outputs={value.name: described(value) for value in model.graph.output},
             contract=json.loads(contract.to_json()) if contract else {},
             tool_version=importlib.metadata.version("wnlb-deploy"),
             build_seconds=round(time.perf_counter() - started, 1),
-            layers_of="network" if fused_layers is None else "engine",
-            layers=network_layers if fused_layers is None else fused_layers,
+            layers_of="network" if None in fused_layers else "engine",
+            layers=[layer for part in layers for layer in part],
         )
-        _write(json_path, manifest.to_json().encode(), manifest_path(output))
+        _write(json_path, [manifest.to_json().encode()], manifest_path(output))
     return manifest
+
+
+def _sha256(plans: list[memoryview]) -> str:
+    """Of the file that they make one after the other."""
+    digest = hashlib.sha256()
+    for plan in plans:
+        digest.update(plan)
+    return digest.hexdigest()
+
+
+def _share(progress: Progress, start: float, end: float) -> Progress:
+    """Of a build, the part from ``start`` to ``end``."""
+    return lambda done, what: progress(start + (end - start) * done, what)
 
 
 def _check_options(options: BuildOptions, library: TensorRt) -> None:
@@ -137,14 +176,16 @@ def _facts_of(gpu: Gpu | None, library: TensorRt) -> dict[str, Any]:
     return {"gpu": gpu.name, "compute_capability": capability, "driver": nvidia_driver(), "cuda": gpu.cuda}
 
 
-def _write(path: Path, data: bytes | memoryview, target: Path) -> None:
+def _write(path: Path, parts: Sequence[bytes | memoryview], target: Path) -> None:
+    """One after the other."""
     try:
-        path.write_bytes(data)
+        with open(path, "wb") as file:
+            file.writelines(parts)
     except OSError as error:
         raise WnlbError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def _profile(source: Path, contract: Contract | None, wanted: int) -> tuple[int, int, int] | None:
+def _profile(source: Path, contract: Contract | None, wanted: int) -> Sizes | None:
     """The fewest frames, those to be fastest with, and the most; None for a file of one fixed batch."""
     if contract is None or contract.min_batch is None:
         if wanted:
@@ -194,17 +235,17 @@ def _choose_attention(
     model: onnx.ModelProto, library: TensorRt, attention: str, gpu: Gpu | None
 ) -> PluginLibrary | None:
     """Bring the attention of ``model`` into the wanted form; the plugin library where it is used, registered."""
-    from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention, unfuse_attention
+    from wnlb.export.onnx_file.fuse import fuse_attention, unfuse_attention
     from wnlb.plugins.library import how_to_get_kernels, load
 
     if attention == "plugin":
         if not library.takes_plugins or gpu is None:
             raise WnlbError(f"{library.title} takes no plugins; use --attention standard or --target tensorrt")
-        if not fuse_attention(model) and not _nodes(model, PLUGIN_OP):
+        if not fuse_attention(model) and not plugin_nodes(model):
             raise GraphError("the file has no attention that the plugin computes; use --attention standard")
     if attention == "standard" or not library.takes_plugins or gpu is None:
         unfuse_attention(model)
-    if not _nodes(model, PLUGIN_OP):
+    if not plugin_nodes(model):
         return None
     assert gpu is not None
     try:
@@ -220,84 +261,3 @@ def _choose_attention(
         unfuse_attention(model)
         return None
     return load(tensorrt=library.trt)
-
-
-def _nodes(model: onnx.ModelProto, op_type: str) -> list[str]:
-    return [node.name for node in model.graph.node if node.op_type == op_type]
-
-
-def _build(
-    source: Path,
-    model: onnx.ModelProto,
-    library: TensorRt,
-    options: BuildOptions,
-    batches: tuple[int, int, int] | None,
-    plugin: PluginLibrary | None,
-    timings: Timings,
-    progress: Progress,
-) -> tuple[Any, list[dict[str, str]]]:
-    """The serialised engine, and the layers of the network that it was made from."""
-    from wnlb.export.onnx_file.fuse import PLUGIN_OP
-
-    trt = library.trt
-    logger, monitor = make_logger(trt), make_monitor(trt, progress)
-    with interrupts_to(monitor):
-        builder = library.start("Builder", logger)
-        network = builder.create_network(library.network_flags())
-        parser = trt.OnnxParser(network, logger)
-        if plugin:
-            library.prefer_plugins(model, parser, PLUGIN_OP)
-        if not parser.parse(model.SerializeToString(), str(source)):
-            raise GraphError(_parser_message(source, library, parser, logger))
-        if plugin:
-            _check_plugin_taken(model, library, network)
-        config = builder.create_builder_config()
-        config.builder_optimization_level = options.optimization_level
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        if options.workspace:
-            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
-        if options.compute_capabilities:
-            library.set_compute_capabilities(config, options.compute_capabilities)
-        if batches:
-            _add_profile(builder, network, config, batches)
-        timings.read(config)
-        config.progress_monitor = monitor
-        serialized = None if monitor.stopped else builder.build_serialized_network(network, config)
-    if monitor.stopped:
-        raise monitor.reason or WnlbError(f"{source}: the build was stopped")
-    if serialized is None:
-        raise WnlbError(f"{source}: {library.title} cannot build it: {last_error(logger)}")
-    timings.write(config)
-    return serialized, layers_of_network(network)
-
-
-def _add_profile(builder: Any, network: Any, config: Any, batches: tuple[int, int, int]) -> None:
-    """Inputs of the fewest frames, those to be fastest with, and the most."""
-    profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        rest = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, *((batch, *rest) for batch in batches))
-    if config.add_optimization_profile(profile) < 0:
-        raise GraphError(f"no optimisation profile of {batches[0]} to {batches[-1]} frames can be made of the inputs")
-
-
-def _check_plugin_taken(model: onnx.ModelProto, library: TensorRt, network: Any) -> None:
-    from wnlb.export.onnx_file.fuse import PLUGIN_OP
-
-    taken = sum(network.get_layer(i).type == library.trt.LayerType.PLUGIN_V3 for i in range(network.num_layers))
-    expected = len(_nodes(model, PLUGIN_OP))
-    if taken != expected:
-        raise GraphError(f"{library.title} took the plugin for {taken} of {expected} attention nodes")
-
-
-def _parser_message(source: Path, library: TensorRt, parser: Any, logger: Any) -> str:
-    if not parser.num_errors:
-        return f"{source}: {library.title} cannot read the file: {last_error(logger)}"
-    problem = parser.get_error(0)
-    more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
-    reason = " ".join(problem.desc().split())
-    name, operator = problem.node_name(), problem.node_operator()
-    if not (name or operator):
-        return f"{source}: {library.title} cannot take the graph: {reason}{more}"
-    return f"{source}: {library.title} cannot take node {name or problem.node()} ({operator or '?'}): {reason}{more}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from wnlb.runtime.engine.build import ATTENTION, BuildOptions, build_engine
+from wnlb.runtime.engine.build import ATTENTION, MASK_ROWS, BuildOptions, build_engine
 from wnlb.runtime.engine.manifest import LIBRARIES, Manifest, manifest_path
 from wnlb.runtime.engine.tensorrt import TARGETS
 from wnlb.runtime.errors import WnlbError
@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=ATTENTION,
         default="auto",
         help="standard operators, our TensorRT plugin, or the plugin where the file has it and it can be loaded (auto)",
+    )
+    parser.add_argument(
+        "--mask-rows",
+        choices=MASK_ROWS,
+        default="auto",
+        help="auto: masks are computed for 8, 16, 32, 64 or all rows, as many as are found, by a second network in the "
+        "same file, where the model's mask branch can be cut off; all: one network, masks for all rows (default: auto)",
     )
     parser.add_argument("--workspace", type=int, default=0, metavar="MIB", help="limit of scratch memory in MiB")
     parser.add_argument(
@@ -88,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         optimization_level=arguments.optimization_level,
         timing_cache=arguments.timing_cache,
         compute_capabilities=tuple(arguments.compute_capability),
+        mask_rows=arguments.mask_rows,
         batch=arguments.batch,
     )
     with tqdm(
@@ -124,6 +132,7 @@ def summary(engine: Path, manifest: Manifest) -> str:
         ("with", f"{library} {manifest.version}"),
         ("for", where),
         *([("frames", _frames(manifest.options["batches"]))] if "batches" in manifest.options else []),
+        *([("masks", _masks(manifest.mask_rows))] if manifest.mask_rows else []),
         ("attention", manifest.attention),
         (of, layers),
         ("manifest", manifest_path(engine)),
@@ -138,6 +147,10 @@ def summary(engine: Path, manifest: Manifest) -> str:
 def _frames(batches: list[int]) -> str:
     least, fastest, most = batches
     return f"{least} to {most} a run, chosen to be fast with {fastest}"
+
+
+def _masks(rows: tuple[int, ...]) -> str:
+    return f"for {', '.join(map(str, rows[:-1]))} or {rows[-1]} rows, as many as are found"
 
 
 def _portable(manifest: Manifest) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.engine.cuda import Buffer, Cuda, open_cuda
-from wnlb.runtime.engine.driver import Gpu, Graph, Memory, find_gpu, free_memory
-from wnlb.runtime.engine.execution import Execution, Opened
+from wnlb.runtime.engine.driver import Graph, Memory, find_gpu, free_memory
+from wnlb.runtime.engine.execution import COUNT, Execution, Opened
 from wnlb.runtime.engine.layers import onnx_names_of_engine
 from wnlb.runtime.engine.manifest import Manifest
-from wnlb.runtime.engine.tensorrt import TARGETS, TensorRt, last_error, load_tensorrt, make_logger
+from wnlb.runtime.engine.mask_cut import MASKS
+from wnlb.runtime.engine.mask_part import MaskPart
+from wnlb.runtime.engine.opening import Engines, open_engines
 from wnlb.runtime.engine.timing import Parts, PartTimer, Reported, mean_layer_times
-from wnlb.runtime.errors import MissingDependency, WnlbError
+from wnlb.runtime.errors import WnlbError
 
 _TYPES = {
     "FLOAT": np.float32,
@@ -37,7 +40,8 @@ class TensorRtEngine:
 
     One stream of its own, pinned buffers allocated once (one memory for CPU and GPU on a Jetson), and from the second
     run of a batch on a CUDA graph of upload, inference and download, where the engine can be captured. Runs in any
-    thread, one at a time.
+    thread, one at a time. Where the file was built in two parts, the masks are computed behind the rest, for as many
+    rows as are found, see ``MaskPart``.
 
     Args:
         manifest: of the engine; None for one that is trusted without: the first library that takes it opens it.
@@ -64,8 +68,9 @@ class TensorRtEngine:
         self._mapped = mapped and self._gpu.integrated
         self._lock = threading.Lock()
         self._buffers: dict[str, Buffer] = {}
-        self._runtime: Any = None
-        self._engine: Any = None
+        self._engines: Engines | None = None
+        self._masks: MaskPart | None = None
+        self._resident: dict[str, Memory] = {}  # what the first part leaves on the GPU for the masks
         self._executions: dict[int | None, Execution] = {}  # by batch; None: of static shapes
         self._latest: int | None = None  # of the batches, what was run last
         self._memory: Memory | None = None  # scratch of all executions, where the batch is open
@@ -76,9 +81,16 @@ class TensorRtEngine:
         try:
             with self._current():
                 self._free = free_memory()
-                self._engine = self._open(manifest, plugin)
-                self._allocate()
+                self._engines = open_engines(path, manifest, plugin, self._gpu)
+                self._library, self._logger, self._engine = (
+                    self._engines.library,
+                    self._engines.logger,
+                    self._engines.parts[0],
+                )
+                self._allocate(set(manifest.outputs) if manifest else set())
                 self._execution(self._latest)
+                if manifest and manifest.mask_rows:
+                    self._open_masks(self._engines.parts[1], manifest.mask_rows)
         except BaseException:
             self.close()
             raise
@@ -131,12 +143,16 @@ class TensorRtEngine:
                 cuda.synchronize()
             if on_device not in own.graphs:
                 own.graphs[on_device] = self._captured(lambda: own.enqueue(on_device))
-            return own.outputs
+            if self._masks is None:
+                return own.outputs
+            self._masks.run(int(own.outputs[COUNT].max()), self._captured)
+            return {**own.outputs, MASKS: self._masks.masks}
 
     def timed(self, transfers: bool, cuda_graph: bool, spin_wait: bool) -> dict[str, float]:
         """Run once on what the host's buffers hold, and take the times, as trtexec defines them, in milliseconds.
 
-        Of the batch that was run last; before any run, of the largest.
+        Of the batch that was run last; before any run, of the largest. So it is with the rows of masks, where these are
+        a part of their own: it follows at once, and the moment that ``run`` takes to read the count is left out.
 
         ``h2d``, ``gpu`` and ``d2h``: of the uploads, the inference and the downloads, by events on the stream;
         ``latency``: their sum; ``enqueue``: how long this thread took to put the inference on the stream. The copies
@@ -155,9 +171,12 @@ class TensorRtEngine:
         with self._lock, self._current() as cuda:
             if self._timer is None:
                 self._timer = PartTimer(cuda.stream)
-            own = self._execution(self._latest)
-            graph = self._inference_graph(own) if cuda_graph else None
-            parts = Parts(own.upload, graph.launch if graph else own.infer, own.download_all)
+            running = [self._execution(self._latest)]
+            if self._masks and (masks := self._masks.latest):
+                running.append(masks)
+            graphs = [self._inference_graph(own) if cuda_graph else None for own in running]
+            infer = [graph.launch if graph else own.infer for graph, own in zip(graphs, running, strict=True)]
+            parts = Parts(running[0].upload, _one_by_one(infer), _one_by_one([own.download_all for own in running]))
             return self._timer.measure(parts, transfers, spin_wait)
 
     def layer_times(self, runs: int) -> Reported:
@@ -176,11 +195,16 @@ class TensorRtEngine:
         if runs < 1:
             raise WnlbError(f"layers are to be timed in {runs} runs; expected 1 or more")
         with self._lock, self._current():
-            timing = self._opened(self._latest)
-            try:
-                return mean_layer_times(timing.profiled(runs), onnx_names_of_engine(self._library.trt, self._engine))
-            finally:
-                timing.close()
+            found = self._profiled(self._opened(self._latest), self._engine, runs)
+            if self._masks and (masks := self._masks.fresh()):
+                found += self._profiled(masks, self._masks.opened.engine, runs)
+            return found
+
+    def _profiled(self, timing: Execution, engine: Any, runs: int) -> Reported:
+        try:
+            return mean_layer_times(timing.profiled(runs), onnx_names_of_engine(self._library.trt, engine))
+        finally:
+            timing.close()
 
     def close(self) -> None:
         """Free everything; may be called more than once."""
@@ -193,9 +217,11 @@ class TensorRtEngine:
                 with contextlib.ExitStack() as stack:  # each of them is called, whatever the others do
                     for buffer in self._buffers.values():
                         stack.callback(buffer.free)
-                    if self._memory:
-                        stack.callback(self._memory.close)
-                    stack.callback(self._drop_engine)
+                    for memory in filter(None, (self._memory, *self._resident.values())):
+                        stack.callback(memory.close)
+                    stack.callback(self._drop_engines)
+                    if self._masks:
+                        stack.callback(self._masks.close)
                     for own in self._executions.values():
                         stack.callback(own.close)
                     if self._timer:
@@ -218,32 +244,13 @@ class TensorRtEngine:
         finally:
             cuda.deactivate()
 
-    def _open(self, manifest: Manifest | None, plugin: bool) -> Any:
-        """Deserialise the engine with the library of its manifest; without one, with the first that takes it."""
-        data = _read(self.path)
-        refusals = []
-        for name in (manifest.library,) if manifest else TARGETS:
-            try:
-                library = load_tensorrt(name)
-                if manifest:
-                    _check_fit(self.path, manifest, library, self._gpu)
-                _load_plugin(library, manifest, plugin)
-            except WnlbError as error:
-                if manifest:
-                    raise
-                refusals.append(str(error))
-                continue
-            self._library, self._logger = library, make_logger(library.trt)
-            self._runtime = library.start("Runtime", self._logger)
-            engine = self._runtime.deserialize_cuda_engine(data)
-            if engine is not None:
-                return engine
-            refusals.append(f"{library.title} cannot open engine {self.path}: {last_error(self._logger)}")
-        raise WnlbError(f"{'; '.join(refusals)}; build it again here")
+    def _allocate(self, outputs: set[str]) -> None:
+        """A buffer for each input and output, of the largest batch where that is open.
 
-    def _allocate(self) -> None:
-        """A buffer for each input and output, of the largest batch where that is open."""
+        Of a file in two parts, what is not among the ``outputs`` of the whole stays on the GPU.
+        """
         assert self._cuda is not None
+        assert self._engines is not None
         trt = self._library.trt
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
@@ -258,10 +265,29 @@ class TensorRtEngine:
                     f"engine {self.path}: {name} is {kind} {list(stated)}; expected a static shape of numbers, or the "
                     "first axis open in all inputs and outputs"
                 )
-            self._buffers[name] = self._cuda.buffer(shape, _TYPES[kind], self._mapped)
+            if len(self._engines.parts) > 1 and name not in {*outputs, *self._inputs}:
+                self._resident[name] = Memory(math.prod(shape) * np.dtype(_TYPES[kind]).itemsize)
+            else:
+                self._buffers[name] = self._cuda.buffer(shape, _TYPES[kind], self._mapped)
         if self.batches:
             self._memory = Memory(self._engine.device_memory_size_v2)
             self._latest = self.batches[-1]
+
+    def _open_masks(self, engine: Any, rows: tuple[int, ...]) -> None:
+        """The second part, and a buffer for what it makes. Raises WnlbError where it does not fit the first."""
+        assert self._cuda is not None
+        names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+        sources = {name: memory.address for name, memory in self._resident.items()}
+        sources |= {name: buffer.address for name, buffer in self._buffers.items()}
+        modes = {name: engine.get_tensor_mode(name) for name in names}
+        inputs = tuple(name for name in names if modes[name] == self._library.trt.TensorIOMode.INPUT)
+        if names - {*inputs} != {MASKS} or not sources.keys() >= {*inputs} or COUNT not in self._buffers:
+            raise WnlbError(f"engine {self.path}: its two parts do not fit; build it again")
+        shape = tuple(rows[-1] if size < 0 else size for size in engine.get_tensor_shape(MASKS))
+        self._buffers[MASKS] = self._cuda.buffer(shape, _TYPES[engine.get_tensor_dtype(MASKS).name], self._mapped)
+        opened = Opened(self.path, self._library, self._logger, engine, inputs)
+        taken = {name: sources[name] for name in inputs}
+        self._masks = MaskPart(opened, self._cuda, rows, taken, self._buffers[MASKS])
 
     def _open_batches(self) -> range | None:
         """The numbers of rows of the first axis; None where no input has it open."""
@@ -291,11 +317,15 @@ class TensorRtEngine:
 
     def _opened(self, batch: int | None) -> Execution:
         assert self._cuda is not None
-        buffers = self._buffers
+        opened = Opened(self.path, self._library, self._logger, self._engine, tuple(self._inputs), self._counted)
+        buffers, shapes = self._buffers, None
         if batch is not None:
             buffers = {name: buffer.first(batch) for name, buffer in buffers.items()}
-        opened = Opened(self.path, self._library, self._logger, self._engine, tuple(self._inputs), self._counted)
-        return Execution(opened, self._cuda, buffers, self._memory)
+            shapes = {name: buffers[name].host.shape for name in self._inputs}
+        if self._engines and len(self._engines.parts) > 1:
+            buffers = {name: buffer for name, buffer in buffers.items() if name != MASKS}
+        resident = {name: memory.address for name, memory in self._resident.items()}
+        return Execution(opened, self._cuda, buffers, resident, shapes, memory=self._memory)
 
     def _captured(self, enqueue: Callable[[], None]) -> Graph | None:
         """After a first run, for that one may still allocate. Without a graph all goes on as before."""
@@ -305,7 +335,8 @@ class TensorRtEngine:
         except WnlbError as error:
             self.description = self._described(f", no CUDA graph ({error})")
             return None
-        if all(None not in own.graphs.values() for own in self._executions.values()):
+        executions = [*self._executions.values(), *(self._masks.executions() if self._masks else ())]
+        if all(None not in own.graphs.values() for own in executions):
             self.description = self._described(", CUDA graph")
         return graph
 
@@ -320,8 +351,18 @@ class TensorRtEngine:
         shared = ", shared memory" if self._mapped else ""
         return f"{self._library.title}, {self._gpu.name}, {self._cuda.description}{shared}{graph}"
 
-    def _drop_engine(self) -> None:
-        self._engine = self._runtime = None  # in this order, after the contexts
+    def _drop_engines(self) -> None:
+        self._engine = None  # after the contexts
+        if self._engines:
+            self._engines.close()
+
+
+def _one_by_one(calls: list[Callable[[], None]]) -> Callable[[], None]:
+    def all_of_them() -> None:
+        for call in calls:
+            call()
+
+    return all_of_them
 
 
 def _device_address(name: str, array: Any, like: NDArray[Any]) -> int:
@@ -333,41 +374,3 @@ def _device_address(name: str, array: Any, like: NDArray[Any]) -> int:
     if kind != like.dtype.str or tuple(shape) != like.shape or (on_device and on_device.get("strides")):
         raise WnlbError(f"input {name} is {kind} {list(shape)}; expected {like.dtype} {list(like.shape)}, contiguous")
     return int(on_device["data"][0]) if on_device else 0
-
-
-def _check_fit(path: Path, manifest: Manifest, library: TensorRt, gpu: Gpu) -> None:
-    if manifest.version != library.version:
-        raise WnlbError(
-            f"engine {path} was built with {manifest.library} {manifest.version}, this is {library.version}; "
-            f"build it again here: wnlb build {manifest.onnx} -o {path}"
-        )
-    wanted = manifest.compute_capability
-    if wanted and wanted != gpu.compute_capability:
-        raise WnlbError(
-            f"engine {path} was built for {manifest.gpu} (SM {wanted}), this is {gpu.name} "
-            f"(SM {gpu.compute_capability}); build it again here: wnlb build {manifest.onnx} -o {path}"
-        )
-    chosen = manifest.options.get("compute_capabilities")
-    if chosen and gpu.compute_capability not in chosen:
-        raise WnlbError(
-            f"engine {path} was built for SM {', '.join(chosen)}, this is {gpu.name} (SM {gpu.compute_capability}); "
-            f"build it again with --compute-capability {gpu.compute_capability}"
-        )
-
-
-def _load_plugin(library: TensorRt, manifest: Manifest | None, plugin: bool) -> None:
-    """The plugin library that the engine was built with; any, for a trusted engine that may have our nodes."""
-    from wnlb.plugins.library import load
-
-    if manifest and manifest.plugin_sha256:
-        load(sha256=manifest.plugin_sha256, tensorrt=library.trt)
-    elif not manifest and plugin and library.takes_plugins:
-        with contextlib.suppress(MissingDependency):  # it may have been built through the function bodies
-            load(tensorrt=library.trt)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise WnlbError(f"engine {path} cannot be read: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class Opened:
     logger: Any  # of ``make_logger``, that the engine reports to
     engine: Any  # ICudaEngine
     inputs: tuple[str, ...]  # names
-    counted: frozenset[str]  # outputs [N, D, ...] of which only the rows leave the GPU that ``COUNT`` [N] tells of
+    # outputs [N, D, ...] of which only the rows leave the GPU that ``COUNT`` [N] tells of
+    counted: frozenset[str] = frozenset()
 
     @property
     def title(self) -> str:
@@ -37,20 +39,32 @@ class Opened:
 class Execution:
     """An execution context on buffers, for their shapes alone.
 
-    Every batch of an engine has one of its own: a context must not change its shapes once a CUDA graph was captured
-    from it (TensorRT's documentation). The context of the GPU must be current, for every method.
+    Every batch, or number of rows, of an engine has one of its own: a context must not change its shapes once a CUDA
+    graph was captured from it (TensorRT's documentation). The context of the GPU must be current, for every method.
 
     Args:
         opened: the engine.
-        buffers: of each input and output, of the shapes that are run.
-        memory: scratch of an engine whose batch is open, which all its executions share, for one runs at a time; None
+        buffers: of the inputs and outputs that pass between host and GPU, of the shapes that are run.
+        resident: addresses of those that stay on the GPU.
+        shapes: of an engine whose inputs are open, what they are here; None where all shapes are static.
+        profile: of its optimisation profiles, the one for these shapes.
+        memory: scratch of an engine whose inputs are open, which all its executions share, for one runs at a time; None
             for an engine of static shapes, whose context has its own.
 
     Raises:
         WnlbError: TensorRT or CUDA report an error; from every method.
     """
 
-    def __init__(self, opened: Opened, cuda: Cuda, buffers: dict[str, Buffer], memory: Memory | None) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        cuda: Cuda,
+        buffers: dict[str, Buffer],
+        resident: Mapping[str, int] | None = None,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        profile: int = 0,
+        memory: Memory | None = None,
+    ) -> None:
         self.buffers = buffers
         self.outputs = {name: buffer.host for name, buffer in buffers.items() if name not in opened.inputs}
         # By which inputs come from the GPU, and of the inference alone; None where it cannot be captured.
@@ -59,6 +73,8 @@ class Execution:
         self._context: Any = None
         try:
             self._open(memory)
+            self._set_shapes(shapes or {}, profile)
+            self._set_addresses({**(resident or {}), **{name: buffer.address for name, buffer in buffers.items()}})
         except WnlbError:
             self.close()
             raise
@@ -74,13 +90,21 @@ class Execution:
             raise WnlbError(f"{opened.title} cannot run engine {opened.path}: {opened.last_error()}")
         if memory is not None:
             self._context.set_device_memory(memory.address, memory.size)
-            for name in opened.inputs:
-                shape = self.buffers[name].host.shape
-                if not self._context.set_input_shape(name, shape):
-                    raise WnlbError(f"{opened.title} refuses {name} of {list(shape)}: {opened.last_error()}")
-        for name, buffer in self.buffers.items():
-            if not self._context.set_tensor_address(name, buffer.address):
-                raise WnlbError(f"{opened.title} refuses the address of {name}: {opened.last_error()}")
+
+    def _set_shapes(self, shapes: Mapping[str, tuple[int, ...]], profile: int) -> None:
+        opened = self._opened
+        if profile:  # a context begins with the first
+            if not self._context.set_optimization_profile_async(profile, self._cuda.stream):
+                raise WnlbError(f"{opened.title} refuses optimisation profile {profile}: {opened.last_error()}")
+            self._cuda.synchronize()
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise WnlbError(f"{opened.title} refuses {name} of {list(shape)}: {opened.last_error()}")
+
+    def _set_addresses(self, addresses: Mapping[str, int]) -> None:
+        for name, address in addresses.items():
+            if not self._context.set_tensor_address(name, address):
+                raise WnlbError(f"{self._opened.title} refuses the address of {name}: {self._opened.last_error()}")
 
     def close(self) -> None:
         """Drop graphs and context, which nothing may keep beyond the engine; may be called more than once."""
@@ -96,7 +120,7 @@ class Execution:
 
     def upload(self, but: frozenset[str] = frozenset()) -> None:
         for name in self._opened.inputs:
-            if name not in but:
+            if name in self.buffers and name not in but:
                 self._cuda.upload(self.buffers[name])
 
     def infer(self) -> None:

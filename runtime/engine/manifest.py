@@ -65,10 +65,22 @@ class Manifest:
         wanted = self.options.get("compute_capabilities", [])
         if not isinstance(wanted, list) or not all(isinstance(capability, str) for capability in wanted):
             raise ContractError(f"manifest: compute_capabilities is {str(wanted)[:40]!r}; expected a list of names")
+        if "masks" in self.options and not _is_mask_part(self.options["masks"]):
+            raise ContractError(f"manifest: masks is {str(self.options['masks'])[:40]!r}; expected at and rows")
         if self.library not in LIBRARIES:
             raise ContractError(f"manifest: library is {self.library[:40]!r}; expected {' or '.join(LIBRARIES)}")
         if self.format != FORMAT:
             raise ContractError(f"manifest: format is {self.format}; expected {FORMAT}: use the wnlb that wrote it")
+
+    @property
+    def masks_at(self) -> int:
+        """Byte of the file at which the engine of the masks begins; 0 where there is one engine for all."""
+        return int(self.options["masks"]["at"]) if "masks" in self.options else 0
+
+    @property
+    def mask_rows(self) -> tuple[int, ...]:
+        """Numbers of rows that the engine of the masks takes, each by a profile of its own; () where there is none."""
+        return tuple(self.options["masks"]["rows"]) if "masks" in self.options else ()
 
     def read_contract(self) -> Contract | None:
         """The contract of the model; None where it is not ours. Raises ContractError."""
@@ -139,6 +151,14 @@ def read_manifest(engine: Path) -> Manifest:
             "together; build it again"
         )
     return manifest
+
+
+def _is_mask_part(entry: object) -> bool:
+    if not isinstance(entry, dict) or set(entry) != {"at", "rows"} or not isinstance(entry["rows"], list):
+        return False
+    numbers = [entry["at"], *entry["rows"]]
+    ascending = entry["rows"] == sorted(set(entry["rows"])) if all(type(n) is int for n in numbers) else False
+    return ascending and len(numbers) > 1 and min(numbers) > 0
 
 
 def _digest(values: dict[str, Any]) -> str:

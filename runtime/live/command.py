@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,25 @@ from tqdm import tqdm
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.fill_hint import FillHint
 from wnlb.runtime.live.feed import CameraMode, Feed, open_feed
+from wnlb.runtime.live.metrics import MetricsSink
+from wnlb.runtime.live.night_watch import NightWatch
 from wnlb.runtime.live.page import LivePage
-from wnlb.runtime.live.sinks import CocoSink, JsonLinesSink, PageSink, Sink, VideoSink, WindowSink
+from wnlb.runtime.live.report_sink import ReportSink
+from wnlb.runtime.live.sinks import CocoSink, JsonLinesSink, MotSink, PageSink, Sink, VideoSink, WindowSink
 from wnlb.runtime.live.stream import Result, Stream, StreamState
+from wnlb.runtime.live.watchdog import Watchdog
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.source import PICTURES_FPS
 from wnlb.runtime.table import table
+from wnlb.runtime.tracking.arguments import (
+    add_tracking_arguments,
+    check_tracking_arguments,
+    make_tracks,
+    predicted_score,
+)
+from wnlb.runtime.tracking.tracks import Tracks
 
 DEFAULT_PAGE = "127.0.0.1:8080"
 _DESCRIPTION = """\
@@ -34,6 +47,8 @@ you see is now. A camera that is unplugged, or a stream that breaks, is opened a
   wnlb run model.engine csi://0 --show               # a Jetson's camera connector, in a window
   wnlb run model.engine rtsp://camera/night --jsonl detections.jsonl --video night.mp4
   wnlb run model.onnx drive.mp4 --every-frame --video out.mp4
+  wnlb run model.engine 0 --serve 127.0.0.1:8080 --track --zone 'gate=0,200 640,200'
+  wnlb run model.engine 0 --report night/            # in the morning: night/report.html
 
 Without an output the overlays are shown: in a window, or without a display on a page at 127.0.0.1:8080.
 Ctrl-C (or SIGTERM, SIGHUP) ends it and closes all files. Latency is from the frame in memory to its masks.
@@ -57,6 +72,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jsonl", metavar="FILE", help="a line of JSON for each frame, added to the file; - for standard output"
     )
     outputs.add_argument("--coco", type=Path, metavar="FILE.json", help="COCO document, for sources with an end")
+    outputs.add_argument(
+        "--mot", type=Path, metavar="FILE.txt", help="tracks in MOTChallenge's format, for sources with an end"
+    )
+    outputs.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="what was seen when, how dark it was and how the machine kept up: FOLDER/report.html at the end; a "
+        "camera's report that is there is continued",
+    )
+    outputs.add_argument(
+        "--metrics", metavar="HOST:PORT", help="figures for Prometheus, e.g. 127.0.0.1:9090: frames, latency, darkness"
+    )
     parser.add_argument("--every-frame", action="store_true", help="drop no frame; for files")
     parser.add_argument(
         "--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)"
@@ -75,16 +103,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust", type=Path, metavar="ONNX", help="open an engine without manifest, built from this ONNX file of ours"
     )
     parser.add_argument("--quiet", action="store_true", help="no status line, no summary")
+    add_tracking_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    zones = check_tracking_arguments(arguments)
+    if arguments.mot and not arguments.track:
+        raise WnlbError("--mot writes tracks; add --track")
     bits = [arguments.bits] if arguments.bits else []
     feed = open_feed(arguments.source, _camera_mode(arguments.camera), *bits)
-    if feed.live and (arguments.every_frame or arguments.coco):
-        option, instead = ("--coco", "use --jsonl") if arguments.coco else ("--every-frame", "leave it out")
+    ends = {"--coco": arguments.coco, "--mot": arguments.mot, "--every-frame": arguments.every_frame}
+    if feed.live and any(ends.values()):
+        option = next(name for name, asked in ends.items() if asked)
+        instead = "leave it out" if option == "--every-frame" else "use --jsonl"
         raise WnlbError(f"{option} is for sources with an end, {feed.name} has none; {instead}")
     _check_outputs(arguments)
-    options = {"score_threshold": arguments.score_threshold, "device": arguments.device, "threads": arguments.threads}
+    score = predicted_score(arguments)
+    options = {"score_threshold": score, "device": arguments.device, "threads": arguments.threads}
     status = _Status(arguments.quiet, feed)
     with (
         Predictor(arguments.model, trust=arguments.trust, **options) as predictor,
@@ -92,21 +127,27 @@ def run(arguments: argparse.Namespace) -> int:
         _ended_by_signals(stream),
         _Sinks(arguments, predictor, stream) as sinks,
         status,
+        Watchdog() as watchdog,
     ):
-        _work(stream, sinks, status, predictor)
+        tracks = make_tracks(arguments, zones, predictor.contract.class_names, feed.fps)
+        _work(stream, sinks, status, predictor, tracks, watchdog)
         state = stream.state()
     if not arguments.quiet:
         out = sys.stderr if arguments.jsonl == "-" else sys.stdout
         print(summary(state, predictor.backend.description), file=out)
+        if tracks:
+            print(f"\n{tracks.summary()}", file=out)
     if feed.fps and state.captured < feed.frames and state.state == "ended":
         told = f"{feed.name} ended after {state.captured} of the {feed.frames} frames that its file states"
         print(f"wnlb run: {told}", file=sys.stderr)
     return 3 if feed.picture_names and state.odd else 0
 
 
-def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor) -> None:
+def _work(
+    stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor, tracks: Tracks | None, watchdog: Watchdog
+) -> None:
     """Give every result to every sink, until the source or the user ends."""
-    fill_hint = FillHint(predictor.geometry)
+    fill_hint, night_watch = FillHint(predictor.geometry), NightWatch(predictor.contract.calibrated_luminance)
     for result in stream.results(idle_s=0.5):
         if result is None:
             status.tell(stream)
@@ -115,19 +156,32 @@ def _work(stream: Stream, sinks: _Sinks, status: _Status, predictor: Predictor) 
             continue
         if hint := fill_hint.about(*result.pixels.shape[:2]):
             status.changed(hint)
+        if warning := night_watch.about(result.pixels, result.captured_at):
+            status.changed(warning)
+        result = _tracked(result, stream.feed, tracks) if tracks else result
         wanted = any(sink.wants_overlay for sink in sinks.all)
         overlay = draw(result.pixels, result.detections, predictor.contract.class_names) if wanted else None
+        if tracks and overlay is not None:
+            tracks.draw(overlay, result.detections)
         goes_on = [sink.add(result, overlay) for sink in sinks.all]
         status.tell(stream, result)
+        watchdog.frame(time.monotonic())
         if not all(goes_on):
             return
+
+
+def _tracked(result: Result, feed: Feed, tracks: Tracks) -> Result:
+    """The result with identities. A file's frames have the times of its rate, a camera's those of their capture."""
+    fps = PICTURES_FPS if feed.picture_names else feed.fps
+    found = tracks.update(result.detections, result.number / fps if fps else result.captured_at)
+    return replace(result, detections=found, counts=tracks.counts())
 
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """No output may be the source, the model or another output, nor a device."""
     model = arguments.model
     taken = {path.resolve() for path in (Path(arguments.source), model, model.with_name(model.name + ".json"))}
-    for option in ("video", "jsonl", "coco"):
+    for option in ("video", "jsonl", "coco", "mot"):
         named = getattr(arguments, option)
         if not named or str(named) == "-":
             continue
@@ -180,17 +234,23 @@ class _Sinks:
     def _made(self) -> Iterator[Sink]:
         arguments, contract = self._arguments, self._predictor.contract
         serve, show = arguments.serve, arguments.show
-        if not (serve or show or arguments.video or arguments.jsonl or arguments.coco):
+        files = (arguments.video, arguments.jsonl, arguments.coco, arguments.mot, arguments.report)
+        if not any((serve, show, arguments.metrics, *files)):
             try:
                 yield WindowSink("")
             except WnlbError:
                 serve = DEFAULT_PAGE
+        facts = {"source": self._stream.feed.name, "model": arguments.model.name}
+        facts["backend"] = self._predictor.backend.description
         if serve:
-            facts = {"model": arguments.model.name, "backend": self._predictor.backend.description}
-            page = LivePage(serve, {**facts, "source": self._stream.feed.name}, contract.class_names)
+            page = LivePage(serve, facts, contract.class_names)
             reach = "on this machine only" if page.is_loopback else "for everybody who reaches this machine"
             print(f"live page at {page.url}, {reach}", file=sys.stderr, flush=True)
             yield PageSink(page, self._stream)
+        if arguments.metrics:
+            metrics = MetricsSink(arguments.metrics, self._stream, contract, facts)
+            print(f"metrics at {metrics.url}", file=sys.stderr, flush=True)
+            yield metrics
         if show:
             yield WindowSink(f"leave it out, or use --serve {DEFAULT_PAGE}")
         if arguments.video:
@@ -198,7 +258,12 @@ class _Sinks:
         if arguments.jsonl:
             yield JsonLinesSink(arguments.jsonl, contract)
         if arguments.coco:
-            yield CocoSink(arguments.coco, contract)
+            video = (self._stream.feed.name, self._fps()) if arguments.track else None
+            yield CocoSink(arguments.coco, contract, video)
+        if arguments.mot:
+            yield MotSink(arguments.mot)
+        if arguments.report:
+            yield ReportSink(arguments.report, facts, contract.class_names, self._stream)
 
 
 class _Status:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.overlay import class_color
+from wnlb.runtime.overlay import color_of
 
 _CONNECTIONS = 32  # at a time
 _JPEG_QUALITY = 80
@@ -47,7 +47,7 @@ class LivePage:
     """
 
     def __init__(self, address: str, facts: dict[str, str], class_names: tuple[str, ...]) -> None:
-        host, port = _parsed(address)
+        host, port = host_and_port(address)
         self.state: Callable[[], dict[str, Any]] = dict
         self._facts, self._names = facts, class_names
         self._changed = threading.Condition()
@@ -114,9 +114,14 @@ class LivePage:
         found = self._detections
         return json.dumps(
             [
-                {"class": self._names[label - 1], "score": round(float(score), 3), "color": _css(label)}
-                for label, score in zip(found.labels.tolist(), found.scores.tolist(), strict=True)
-            ][:_LISTED]
+                {
+                    "class": self._names[label - 1],
+                    "track": 0 if found.track_ids is None else int(found.track_ids[i]),
+                    "score": round(float(found.scores[i]), 3),
+                    "color": _css(color_of(found, i)),
+                }
+                for i, label in enumerate(found.labels[:_LISTED].tolist())
+            ]
         )
 
     def page_state(self) -> dict[str, Any]:
@@ -212,7 +217,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _parsed(address: str) -> tuple[str, int]:
+def host_and_port(address: str) -> tuple[str, int]:
+    """``HOST:PORT`` or ``[IPv6]:PORT`` in two. Raises WnlbError for anything else."""
     host, colon, port = address.rpartition(":")
     host = host.strip("[]")
     if not colon or not port.isdecimal() or int(port) > 65535 or not host:
@@ -220,6 +226,6 @@ def _parsed(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _css(label: int) -> str:
-    blue, green, red = class_color(label)
+def _css(color_bgr: tuple[int, int, int]) -> str:
+    blue, green, red = color_bgr
     return f"rgb({red} {green} {blue})"

@@ -7,7 +7,7 @@ import sys
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from wnlb.runtime.live.page import LivePage
 from wnlb.runtime.live.stream import Result, Stream
 from wnlb.runtime.live.video_file import VideoFile
 from wnlb.runtime.live.window import Window
+from wnlb.runtime.tracking.mot import MotLines
 
 CAMERA_FPS = 25.0  # of videos from cameras
 LONGEST_PAUSE = 50  # frames that one overlay is repeated for
@@ -94,7 +95,7 @@ class VideoSink:
 
 
 class JsonLinesSink:
-    """One line of JSON for each frame: its number, name, time, latency, and its detections as COCO results.
+    """One line of JSON for each frame: its number, name, time, latency, its detections as COCO results, and counts.
 
     Args:
         where: a file, to whose end lines are added, as to a log; or ``-`` for the standard output.
@@ -119,6 +120,7 @@ class JsonLinesSink:
         captured = (datetime.now(timezone.utc) - ago).isoformat(timespec="milliseconds")
         line = {"frame": result.number, "name": result.name, "captured": captured}
         line |= {"latency_ms": round(result.latency_ms, 2), **times}
+        line |= {} if result.counts is None else {"counts": result.counts}
         print(json.dumps({**line, "detections": found}), file=self._file, flush=True)
         return True
 
@@ -128,17 +130,20 @@ class JsonLinesSink:
 
 
 class CocoSink:
-    """One COCO document, written at the end if there was no error; for sources that have an end."""
+    """One COCO document, written at the end if there was no error; for sources that have an end.
+
+    ``video``: see ``CocoDocument``.
+    """
 
     wants_overlay = False
 
-    def __init__(self, path: Path, contract: Contract) -> None:
+    def __init__(self, path: Path, contract: Contract, video: tuple[str, float] | None = None) -> None:
         if not path.parent.is_dir():
             raise WnlbError(f"folder {path.parent} does not exist; create it or choose another output")
-        self._path, self._document = path, CocoDocument(contract.class_names)
+        self._path, self._document = path, CocoDocument(contract.class_names, video)
 
     def add(self, result: Result, overlay: NDArray[np.uint8] | None) -> bool:
-        self._document.add(result.name, result.detections)
+        self._document.add(result.name, result.detections, result.number)
         return True
 
     def close(self, failed: bool) -> None:
@@ -148,18 +153,41 @@ class CocoSink:
             temporary.write_text(self._document.to_json())
 
 
+class MotSink:
+    """Tracks as MOTChallenge has them, written at the end if there was no error; for sources that have an end."""
+
+    wants_overlay = False
+
+    def __init__(self, path: Path) -> None:
+        if not path.parent.is_dir():
+            raise WnlbError(f"folder {path.parent} does not exist; create it or choose another output")
+        self._path, self._lines = path, MotLines()
+
+    def add(self, result: Result, overlay: NDArray[np.uint8] | None) -> bool:
+        self._lines.add(result.number, result.detections)
+        return True
+
+    def close(self, failed: bool) -> None:
+        if failed:
+            return
+        with atomic_path(self._path) as temporary:
+            temporary.write_text(self._lines.to_text())
+
+
 class PageSink:
     """The live page; overlays are drawn only while somebody looks."""
 
     def __init__(self, page: LivePage, stream: Stream) -> None:
         self._page = page
-        page.state = lambda: vars(stream.state())
+        self._counts: dict[str, Any] | None = None
+        page.state = lambda: {**vars(stream.state()), "counts": self._counts}
 
     @property
     def wants_overlay(self) -> bool:
         return self._page.watched
 
     def add(self, result: Result, overlay: NDArray[np.uint8] | None) -> bool:
+        self._counts = result.counts
         if overlay is not None:
             self._page.show(overlay, result.detections)
         return True

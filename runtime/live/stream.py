@@ -36,6 +36,7 @@ class Result:
     captured_at: float  # seconds of time.perf_counter, when the frame was in memory
     done_at: float  # when its masks were there
     times_ms: dict[str, float]  # prepare, infer, paste
+    counts: dict[str, Any] | None = None  # where objects are tracked: ``Tracks.counts`` after this frame
 
     @property
     def latency_ms(self) -> float:

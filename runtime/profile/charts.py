@@ -1,46 +1,15 @@
-"""The pictures of the report: SVG by matplotlib, its colours those of the page, light or dark."""
+"""The pictures of the report."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from wnlb.runtime.errors import MissingDependency
 from wnlb.runtime.latency import percentile
 from wnlb.runtime.profile.report import Row, stage_names, stages_of
+from wnlb.runtime.report.chart import LINE, SERIES, Chart, legend
 
-# Colours that stand for variables of the page, which has two sets of them; matplotlib wants numbers.
-TEXT, LINE, BACK = "#a0a0f1", "#a0a0f2", "#a0a0f3"
-SERIES = tuple(f"#a0a0e{i:x}" for i in range(1, 9))
-VARIABLES = {TEXT: "--text", LINE: "--line", BACK: "--card"} | {c: f"--s{i}" for i, c in enumerate(SERIES, 1)}
-WIDTHS = {"wide": 9.6, "narrow": 3.7}  # inches of 96 pixels
 LEAST_AP = 1.0  # that an axis spans: hundredths shall not look like much
 _MARKERS = "osD^vPX*"
-_STYLE: Any = {  # matplotlib types the keys one by one
-    "svg.fonttype": "none",  # text stays text, in the font of the page
-    "svg.hashsalt": "wnlb",
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "text.color": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.edgecolor": LINE,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.7,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": TEXT,
-    "ytick.labelcolor": TEXT,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-}
 _STAGE_COLORS = {
     "prepare": "#9aa3b2",
     "input": "#b4bbc7",
@@ -65,30 +34,6 @@ _STAGE_COLORS = {
 }
 _BLOCKS = ("#f97316", "#fb8c3c", "#fca45f", "#fdbb84")  # what non-local blocks cost is what people look for
 _REST = "#c9b458"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """One picture in two widths."""
-
-    title: str
-    caption: str
-    height: float  # inches, of both
-    draw: Callable[[Any, bool], None]  # on a figure; whether it is the narrow one
-
-    def svg(self, width: str, name: str) -> str:
-        """``width``: one of WIDTHS. ``name``: of the picture, unlike that of any other on the page."""
-        try:
-            from matplotlib import rc_context
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingDependency("matplotlib is not installed: pip install 'wnlb-deploy[plots]'") from error
-        with rc_context(_STYLE):
-            figure = Figure(figsize=(WIDTHS[width], self.height), layout="constrained")
-            self.draw(figure, width == "narrow")
-            drawn = io.StringIO()
-            figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
-        return _embedded(drawn.getvalue(), name, width, self.title)
 
 
 def charts_of(rows: list[Row], facts: dict[str, Any]) -> list[Chart]:
@@ -143,7 +88,7 @@ def _pareto(rows: list[Row]) -> Chart:
         low, high = min(ap for _, ap in points), max(ap for _, ap in points)
         around = max(0.15 * (high - low), (LEAST_AP - (high - low)) / 2)
         axes.set_ylim(low - around, high + around)
-        _legend(figure, axes, 1 if narrow else 2)
+        legend(figure, axes, 1 if narrow else 2)
 
     what = "labels" if truth == "labels" else "what the FP32 file finds"
     caption = f"Up and to the left is better; AP against {what}. The grey line joins what nothing else beats in both."
@@ -176,7 +121,7 @@ def _stages(rows: list[Row]) -> Chart:
         axes.set_yticks(range(len(rows)), [_name(row, narrow) for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel("ms of a frame")
-        _legend(figure, axes, 2 if narrow else 6)
+        legend(figure, axes, 2 if narrow else 6)
 
     caption = "By the backend's own profiler, in runs apart. Orange: what the non-local blocks cost."
     return Chart("Stages", caption, 1.5 + 0.42 * len(rows) + 0.22 * len(names) / 2, draw)
@@ -217,7 +162,7 @@ def _timeline(rows: list[Row]) -> Chart:
             )
         axes.set(xlabel="seconds since the measurement began", ylabel="ms")
         axes.set_ylim(0)
-        _legend(figure, axes, 1 if narrow else 3)
+        legend(figure, axes, 1 if narrow else 3)
 
     return Chart("Timeline", "Each dot a frame. A slope is heat or another program.", 3.4, draw)
 
@@ -245,7 +190,7 @@ def _roofline(row: Row, peaks: dict[str, Any]) -> Chart:
             offset = (4, 5 if i % 2 else -12)
             axes.annotate(stage, point, xytext=offset, textcoords="offset points", fontsize=8)
         axes.set(xlabel="FLOPs for each byte moved", ylabel="GFLOP/s")
-        _legend(figure, axes, 1 if narrow else 3)
+        legend(figure, axes, 1 if narrow else 3)
 
     memory = f"{peaks['bytes_per_s'] / 1e9:.0f} GB/s"
     caption = (
@@ -264,7 +209,7 @@ def _darkness(rows: list[Row]) -> Chart:
             axes.plot(list(bins), figures, f"{_MARKERS[i]}-", color=SERIES[i], markersize=5, label=_name(row))
         axes.set(xlabel="mean linear luminance of the picture (left: darkest)", ylabel="AP")
         axes.set_ylim(0)
-        _legend(figure, axes, 1 if narrow else 3)
+        legend(figure, axes, 1 if narrow else 3)
 
     return Chart("Accuracy by darkness", "Mask AP, or box AP where there are no masks.", 3.4, draw)
 
@@ -312,18 +257,3 @@ def _name(row: Row, narrow: bool = False) -> str:
     most = 26 if narrow else 36
     name = name if len(name) <= most else f"...{name[3 - most :]}"
     return name.replace(".", "\n.").replace("\n.\n.\n.", "...") if narrow else name
-
-
-def _legend(figure: Any, axes: Any, columns: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=8.5, handlelength=1.2)
-
-
-def _embedded(svg: str, name: str, width: str, title: str) -> str:
-    """For use inside a page: colours as its variables, names of parts unlike those of other pictures."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"\b(id=\"|xlink:href=\"#|url\(#)", rf"\g<1>{name}-{width}-", svg)
-    for color, variable in VARIABLES.items():
-        svg = svg.replace(color, f"var({variable})")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg ", f'<svg class="{width}" role="img" aria-label="{title}" ', 1)

@@ -17,10 +17,10 @@ from wnlb.runtime.profile.making import Maker
 from wnlb.runtime.profile.measure import Plan, Samples, measure
 from wnlb.runtime.profile.onnxruntime_stages import BETWEEN
 from wnlb.runtime.profile.report import Row
-from wnlb.runtime.profile.sensors import Sampler, conditions_of, find_sensors, over_current_growth
 from wnlb.runtime.profile.stages import UNKNOWN
 from wnlb.runtime.profile.variants import Variant
 from wnlb.runtime.profile.worker import How, Worker
+from wnlb.runtime.sensors import Sampler, conditions_of, find_sensors, over_current_growth
 
 STAGE_RUNS = 5
 MAPPED = 0.95  # of the time that the profiler saw; below that stages are doubted

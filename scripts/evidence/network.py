@@ -8,62 +8,47 @@ everyone alike.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from fresh_checkpoint import LIS_CLASSES, fresh_model
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
-from evidence.attention import draw
 from evidence.checkout import ROOT
-from evidence.kernels import Launch, fits, kernels_of, launcher, name_of, rehearsed
+from evidence.kernels import kernels_of, rehearsed
 from evidence.stage import NO_TIME, Context, first_line, needs_gpu
-from evidence.timing import median_ms, memory_of
+from evidence.static import (
+    Case,
+    Found,
+    Variant,
+    at_once,
+    channels_last,
+    halved,
+    in_precision,
+    masks_by_count,
+    static_graph,
+)
+from evidence.timing import memory_of
 from wnlb.calibration.scenes.camera import Camera, expose
 from wnlb.calibration.scenes.scene import make_scene
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
-from wnlb.export.graph.attention import DeployedBlock
-from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import ModelConfig
-from wnlb.export.options import ExportOptions
 from wnlb.plugins.build import Built
 from wnlb.plugins.tiles import PORTABLE
 from wnlb.runtime.errors import MissingDependency
 from wnlb.runtime.latency import percentile
 
-MASK_ROWS = (8, 16, 32, 64)  # of the mask branches that are captured, beside that for all rows
 COUNTS = (100, 5)  # detections: all rows, and what a night scene has
-Found = tuple[Tensor, Tensor, Tensor, Tensor]  # boxes [D, 4], scores [D], labels [D], masks [D, 28, 28]
 _EVERYTHING = 1e-6  # score threshold
 _COMPILING = 60  # seconds that it takes at least
-
-
-@dataclass(frozen=True)
-class Case:
-    name: str
-    height: int
-    width: int
-    model: Any
-
-    @property
-    def size(self) -> str:
-        return f"{self.height}x{self.width}"
-
-
-@dataclass(frozen=True)
-class Variant:
-    run: Callable[[Tensor], Found]
-    set_threshold: Callable[[float], None]
-    bytes: int | None = None  # of one run, where it cannot be seen from outside
 
 
 def run(context: Context) -> None:
@@ -108,7 +93,7 @@ def _measure(context: Context, case: Case, kernels: list[Built], seconds: float,
     scene = expose(light, Camera(), np.random.default_rng(7)).astype(np.uint8)
     frame = torch.from_numpy(scene).unsqueeze(0).to(context.device)  # [1, H, W, 3]
     _threshold_of(model)(_EVERYTHING)
-    everything = _in_precision(_eager(model, context.device), "fp32", context.device)(frame)
+    everything = in_precision(_eager(model, context.device), "fp32", context.device)(frame)
     variants: dict[str, Variant] = {}
     for name, make in _makers(model, case, context, kernels, compiled).items():
         if time.time() > until - seconds / 2 and not compiled:
@@ -156,24 +141,24 @@ def _makers(
     def eager(precision: str, form: Callable[[Any], Any] = lambda m: m) -> Callable[[], Variant]:
         def make() -> Variant:
             own = form(copy.deepcopy(model))
-            return Variant(_in_precision(_eager(own, device), precision, device), _threshold_of(own))
+            return Variant(in_precision(_eager(own, device), precision, device), _threshold_of(own))
 
         return make
 
-    def static(precision: str, kernels: list[Built], form: Callable[..., Variant] = _at_once) -> Callable[[], Variant]:
-        return lambda: form(_static_graph(model, case, precision, kernels, context), case, precision, context.device)
+    def static(precision: str, kernels: list[Built], form: Callable[..., Variant] = at_once) -> Callable[[], Variant]:
+        return lambda: form(static_graph(model, case, precision, kernels, context), case, precision, context.device)
 
     made = {"eager FP16": eager("fp16")}
     if compiled:
         made["compiled FP16"] = eager("fp16", lambda m: _compiled(m, context.rehearse))
         made["static FP16"] = static("fp16", [])
         return made
-    made["eager FP16, channels last, half weights"] = eager("fp16", lambda m: _halved(_channels_last(m)))
+    made["eager FP16, channels last, half weights"] = eager("fp16", lambda m: halved(channels_last(m)))
     made["static FP16"] = static("fp16", [])
     if kernels:
         made["static FP16, our kernel"] = static("fp16", kernels)
         again = [] if context.rehearse else kernels  # the interpreter takes seconds for each
-        made["static FP16, our kernel, masks by count"] = static("fp16", again, _masks_by_count)
+        made["static FP16, our kernel, masks by count"] = static("fp16", again, masks_by_count)
     for precision in ("fp32", "tf32"):
         made[f"eager {precision.upper()}"] = eager(precision)
         made[f"static {precision.upper()}"] = static(precision, [])
@@ -186,18 +171,6 @@ def _compiled(model: Any, rehearse: bool) -> Any:
         torch.compiler.reset()  # else another size than the first is compiled for any size
         model.backbone = torch.compile(model.backbone, dynamic=False)
         model.roi_heads.box_head = torch.compile(model.roi_heads.box_head, dynamic=False)
-    return model
-
-
-def _channels_last(model: Any) -> Any:
-    return model.to(memory_format=torch.channels_last)
-
-
-def _halved(model: Any) -> Any:
-    """Weights of products in FP16, as autocast would make them anew with each run."""
-    for part in model.modules():
-        if isinstance(part, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            part.half()
     return model
 
 
@@ -228,161 +201,7 @@ def _threshold_of(model: Any) -> Callable[[float], None]:
     return set_threshold
 
 
-# Static
-
-
-def _static_graph(model: Any, case: Case, precision: str, kernels: list[Built], context: Context) -> Any:
-    graph: Any = DeployGraph(copy.deepcopy(model).to("cpu"), ExportOptions(case.height, case.width)).eval()
-    graph = graph.to(context.device)
-    if precision != "fp32":  # tensor cores like it
-        graph = _channels_last(graph)
-    if precision == "fp16":
-        graph = _halved(graph)
-    if kernels:
-        for path, block in [(p, m) for p, m in graph.named_modules() if isinstance(m, DeployedBlock)]:
-            if block.mode == "embedded":
-                graph.set_submodule(path, KernelBlock(block, kernels, context))
-    return graph
-
-
-def _whole_frame(case: Case, device: str) -> Tensor:
-    return torch.tensor([[case.height, case.width]], dtype=torch.int32, device=device)
-
-
-def _at_once(graph: Any, case: Case, precision: str, device: str) -> Variant:
-    """The whole network as one graph: masks for all rows."""
-    content, taken = _whole_frame(case, device), None
-    run = _in_precision(lambda frame: graph(frame, content), precision, device)
-    if device == "cuda":
-        run, taken = _captured(run, torch.zeros(1, case.height, case.width, 3, dtype=torch.uint8, device="cuda"))
-
-    def found(frame: Tensor) -> Found:
-        boxes, scores, labels, masks, count = run(frame)
-        n = int(count[0])
-        return boxes[0, :n], scores[0, :n], labels[0, :n], masks[0, :n]
-
-    return Variant(found, lambda value: graph.detect.score_threshold.fill_(value), taken)
-
-
-def _masks_by_count(graph: Any, case: Case, precision: str, device: str) -> Variant:
-    """A graph up to the boxes, and one of the mask branch for each of ``MASK_ROWS``: the host reads the count between.
-
-    The pyramid stays on the GPU; where nothing was found the second graph is not run.
-    """
-    content, taken = _whole_frame(case, device), None
-    kept: list[Tensor] = []  # what the second graph reads of the first
-
-    def boxes_of(frame: Tensor) -> tuple[Tensor, ...]:
-        levels, limit = graph.pyramid(frame, content)
-        maps = graph.detect.maps(levels[:4])
-        boxes, scores, labels, found = graph.detect.boxes(maps, *graph.rpn(levels, limit), limit)
-        kept[:] = maps, boxes, labels, found
-        return boxes, scores, labels, found.sum(1)
-
-    def masks_of(rows: int) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        def run(_: Tensor) -> tuple[Tensor, ...]:
-            maps, boxes, labels, found = kept
-            return (graph.detect.mask(maps, boxes[:, :rows], labels[:, :rows], found[:, :rows]),)
-
-        return _in_precision(run, precision, device)
-
-    first = _in_precision(boxes_of, precision, device)
-    frame = torch.zeros(1, case.height, case.width, 3, dtype=torch.uint8, device=device)
-    rows_at_once = [rows for rows in MASK_ROWS if rows < graph.detect.detections] + [graph.detect.detections]
-    if device == "cuda":
-        first, taken = _captured(first, frame)
-        second = {rows: _captured(masks_of(rows), frame[:, :1, :1])[0] for rows in rows_at_once}
-    else:
-        first(frame)
-        second = {rows: masks_of(rows) for rows in rows_at_once}
-
-    def found(frame: Tensor) -> Found:
-        boxes, scores, labels, count = first(frame)
-        n = int(count[0])
-        rows = next(rows for rows in rows_at_once if rows >= n)
-        masks = second[rows](frame[:, :1, :1])[0] if n else torch.zeros(1, 0, 28, 28, device=device)
-        return boxes[0, :n], scores[0, :n], labels[0, :n], masks[0, :n]
-
-    return Variant(found, lambda value: graph.detect.score_threshold.fill_(value), taken)
-
-
-class KernelBlock(nn.Module):
-    """A deployed block whose attention is our kernel: the fastest of those that fit."""
-
-    def __init__(self, block: Any, kernels: list[Built], context: Context) -> None:
-        super().__init__()
-        self.block, self.chosen = block, ""
-        d, n = block.plan.inner_channels, block.plan.positions
-        self.launch = self._fastest(d, n, kernels, context)
-
-    def _fastest(self, d: int, n: int, kernels: list[Built], context: Context) -> Launch:
-        inputs = draw(1, d, d, n, torch.float16, context.device, seed=d)
-        output, found = torch.empty_like(inputs[2]), []
-        for kernel in kernels:
-            if fits(kernel, d, d, n, "float16"):
-                launch = launcher(kernel, context.rehearse)
-                ms = median_ms(lambda launch=launch: launch(*inputs, output), context.device)
-                found.append((ms, name_of(kernel), launch))
-        if not found:
-            raise MissingDependency(f"no kernel for {d} channels at {n} positions")
-        _, self.chosen, launch = min(found, key=lambda item: item[0])
-        return launch
-
-    def forward(self, x: Tensor) -> Tensor:
-        block = self.block
-        query, key, value = (
-            conv(x).flatten(2).to(torch.float16).contiguous() for conv in (block.theta, block.phi, block.g)
-        )
-        y = torch.empty_like(value)
-        self.launch(query, key, value, y)
-        return block.residual * x + block.W_z(y.reshape(x.shape[0], -1, *x.shape[2:]))
-
-
-def _captured(
-    run: Callable[[Tensor], tuple[Tensor, ...]], frame: Tensor
-) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], int]:
-    """The same as one CUDA graph, and the bytes that a run takes: of a replay they cannot be seen."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run(frame)
-    torch.cuda.current_stream().wait_stream(stream)
-    _, taken = memory_of(lambda: run(frame), "cuda")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = run(frame)
-
-    def replay(now: Tensor, _alive: object = run) -> tuple[Tensor, ...]:
-        """``run`` holds tensors that the graph reads: freed, their memory would be another's."""
-        frame.copy_(now)
-        graph.replay()
-        return outputs
-
-    return replay, taken
-
-
 # Precision, time, agreement
-
-
-def _in_precision(run: Callable[[Tensor], Any], precision: str, device: str) -> Callable[[Tensor], Any]:
-    def now(frame: Tensor) -> Any:
-        half = torch.autocast(device, torch.float16, enabled=precision == "fp16", cache_enabled=False)
-        with torch.inference_mode(), half, _matrix_products("high" if precision == "tf32" else "highest"):
-            return run(frame)
-
-    return now
-
-
-@contextlib.contextmanager
-def _matrix_products(precision: str) -> Iterator[None]:
-    """``high``: float32 products and convolutions as TF32; ``highest``: as they are."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "high"
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _turns(variants: list[Variant], frame: Tensor, seconds: float, device: str) -> list[list[float]]:

@@ -276,14 +276,15 @@ class Builder:
             return None
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
         assert any(-1 in tensor.shape for tensor in inputs) == bool(config.profiles)
-        shapes = config.profiles[0].shapes if config.profiles else {}
+        profiles = [profile.shapes for profile in config.profiles]
         assert all(
             wanted in (-1, size)
             for tensor in inputs
-            for shape in shapes.get(tensor.name, ())
+            for shapes in profiles
+            for shape in shapes[tensor.name]
             for wanted, size in zip(tensor.shape, shape, strict=True)
         )
-        onnx.helper.set_model_props(network.model, {"profile": json.dumps(shapes)})
+        onnx.helper.set_model_props(network.model, {"profiles": json.dumps(profiles)})
         return _header() + network.model.SerializeToString()
 
 
@@ -325,7 +326,22 @@ class IProfiler:
         raise NotImplementedError
 
 
-_NUMPY = {DataType.UINT8: np.uint8, DataType.INT32: np.int32, DataType.FLOAT: np.float32, DataType.HALF: np.float16}
+_KINDS = {
+    "tensor(uint8)": DataType.UINT8,
+    "tensor(float)": DataType.FLOAT,
+    "tensor(float16)": DataType.HALF,
+    "tensor(int32)": DataType.INT32,
+    "tensor(int64)": DataType.INT64,
+    "tensor(bool)": DataType.BOOL,
+}
+_DTYPES = {
+    DataType.UINT8: np.uint8,
+    DataType.FLOAT: np.float32,
+    DataType.HALF: np.float16,
+    DataType.INT32: np.int32,
+    DataType.INT64: np.int64,
+    DataType.BOOL: np.bool_,
+}
 
 
 class ICudaEngine:
@@ -337,14 +353,12 @@ class ICudaEngine:
         self.session = ort.InferenceSession(self._model.SerializeToString(), providers=["CPUExecutionProvider"])
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
-        kinds = {"tensor(uint8)": DataType.UINT8, "tensor(float)": DataType.FLOAT, "tensor(int32)": DataType.INT32}
-        kinds |= {"tensor(float16)": DataType.HALF}
         values = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.tensors = {
-            value.name: (tuple(-1 if isinstance(dim, str) else dim for dim in value.shape), kinds[value.type])
+            value.name: (tuple(-1 if isinstance(dim, str) else dim for dim in value.shape), _KINDS[value.type])
             for value in values
         }
-        self._profile = json.loads({p.key: p.value for p in self._model.metadata_props}["profile"])
+        self._profiles = json.loads({p.key: p.value for p in self._model.metadata_props}["profiles"])
 
     @property
     def num_io_tensors(self) -> int:
@@ -357,8 +371,7 @@ class ICudaEngine:
         return self.tensors[name][0]
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
-        assert profile_index == 0
-        return [tuple(shape) for shape in self._profile[name]]
+        return [tuple(shape) for shape in self._profiles[profile_index][name]]
 
     @property
     def device_memory_size_v2(self) -> int:
@@ -391,6 +404,7 @@ class IExecutionContext:
         self._profiler: IProfiler | None = None
         self._profiled_runs = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._profile = 0
         self._has_memory = bool(memory)
         self._captured = False
         itself = weakref.ref(self)  # freed when the last reference goes, as the real one
@@ -419,10 +433,15 @@ class IExecutionContext:
     def set_device_memory(self, memory: int, size: int) -> None:
         self._has_memory = memory != 0 and size >= self._engine.device_memory_size_v2
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert not self._captured
+        self._profile = profile_index
+        return "shape" not in faults and profile_index < len(self._engine._profiles)
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """A context that a graph was captured from must stay as it is: what its graph would do is undefined."""
         assert not self._captured, "the shape of a captured context was changed"
-        least, _, most = self._engine.get_tensor_profile_shape(name, 0)
+        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
         if "shape" in faults or not all(a <= b <= c for a, b, c in zip(least, shape, most, strict=True)):
             return False
         self._shapes[name] = tuple(shape)
@@ -445,22 +464,21 @@ class IExecutionContext:
 
     def _report(self, profiler: IProfiler) -> None:
         """What a callback raises is swallowed, as by the real one."""
-        for name, _, ms in planted_layers:
-            with contextlib.suppress(Exception):
-                profiler.report_layer_time(name, ms[self._profiled_runs])
+        own = {"boxes", "masks"} & set(self._engine.outputs)  # of a network in two parts each has its layers
+        for name, metadata, ms in planted_layers:
+            if ("masks" if "detect.mask" in metadata else "boxes") in own:
+                with contextlib.suppress(Exception):
+                    profiler.report_layer_time(name, ms[self._profiled_runs])
         self._profiled_runs += 1
 
     def _infer(self) -> None:
         engine = self._engine
-        values = engine.session.run(engine.outputs, {name: self._array(name) for name in engine.inputs})
-        for name, value in zip(engine.outputs, values, strict=True):
-            self._array(name)[...] = value
+        inputs = {name: self._array(name, self._shapes.get(name, engine.tensors[name][0])) for name in engine.inputs}
+        for name, value in zip(engine.outputs, engine.session.run(engine.outputs, inputs), strict=True):
+            self._array(name, value.shape)[...] = value
 
-    def _array(self, name: str) -> Any:
-        shape, kind = self._engine.tensors[name]
-        if shape[:1] == (-1,):
-            shape = (self._shapes[self._engine.inputs[0]][0], *shape[1:])
-        dtype = _NUMPY[kind]
+    def _array(self, name: str, shape: tuple[int, ...]) -> Any:
+        dtype = _DTYPES[self._engine.tensors[name][1]]
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = (ctypes.c_uint8 * size).from_address(self._addresses[name])
         return np.frombuffer(memory, dtype).reshape(shape)

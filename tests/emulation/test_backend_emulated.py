@@ -19,6 +19,7 @@ from model_inputs import whole
 from wnlb.plugins import load
 from wnlb.runtime.backend import open_backend
 from wnlb.runtime.engine.backend import TensorRtBackend
+from wnlb.runtime.engine.build import BuildOptions, build_engine
 from wnlb.runtime.engine.cuda import open_cuda
 from wnlb.runtime.engine.driver import find_gpu
 from wnlb.runtime.engine.manifest import manifest_path, read_manifest
@@ -416,7 +417,7 @@ def test_the_plugin_of_the_build_is_asked_for(
     for _ in range(2):  # registered once, by the build
         TensorRtBackend(engine).close()
     bare = tmp_path / "bare.engine"
-    shutil.copy(engine, bare)
+    build_engine(fused, bare, BuildOptions(target="tensorrt", mask_rows="all"))  # as trtexec would
     TensorRtBackend(bare, trust=fused).close()
     monkeypatch.setenv("WNLB_PLUGIN_LIBRARY", str(make_plugin(100301)))
     with pytest.raises(WnlbError, match="the engine was built with"):

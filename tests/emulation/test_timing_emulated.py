@@ -243,8 +243,11 @@ def test_the_profile_of_an_engine(fused: Path, tmp_path: Path, driver: Any, trt:
     assert set(runner.run()) == {"prepare", "infer", "paste"}
     assert set(runner.timed()) == {"gpu", "latency", "enqueue"}
     assert runner.device_bytes > 0
-    trt.planted_layers.extend(PLANTED_LAYERS)
-    assert runner.stages(3) == {"stem": 6.0, "proposals": 12.0}  # the copies count to what stands before them
+    trt.planted_layers.extend(
+        [*PLANTED_LAYERS, ("__myl_Conv_myl1_1", "[ONNX Layer: detect.mask.cells/Conv]", [5.0] * 3)]
+    )
+    stages = {"stem": 6.0, "proposals": 12.0, "mask head": 5.0}  # the copies count to what stands before them
+    assert runner.stages(3) == stages
     runner._predictor.close()
 
 

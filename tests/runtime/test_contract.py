@@ -133,6 +133,17 @@ def test_a_contract_of_one_batch_is_written_as_before():
     assert contract.batch_for(1) == 4
 
 
+def test_the_luminance_that_int8_was_calibrated_on():
+    """Absent where there is none, as in the files from before."""
+    contract = Contract.from_json(written(precision="int8+fp16", calibrated_luminance=[0.001, 0.25]))
+    assert contract.calibrated_luminance == (0.001, 0.25)
+    assert Contract.from_json(contract.to_json()) == contract
+    assert "calibrated_luminance" not in json.loads(Contract(**REQUIRED).to_json())
+    for wrong in ([0.2, 0.1], [0.1], [-0.1, 0.1], [0.1, 1.5], ["a", "b"], 0.1):
+        with pytest.raises(ContractError, match=r"calibrated_luminance is .*; expected two ascending numbers"):
+            Contract.from_json(written(calibrated_luminance=wrong))
+
+
 @pytest.mark.parametrize("least", [0, 8, 9, -1, 1.0, True, "1"])
 def test_a_bad_smallest_batch_is_named(least):
     with pytest.raises(ContractError, match=r"min_batch is .*; expected a whole number from 1 up, below"):

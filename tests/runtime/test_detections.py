@@ -199,6 +199,22 @@ def test_full_masks():
     assert list(detections().full_masks()) == []
 
 
+def test_rows_are_taken_with_all_that_belongs_to_them():
+    pixels = [np.full((1, 1), i > 0) for i in range(3)]
+    masks = tuple(Mask(i, 0, each) for i, each in enumerate(pixels))
+    scores = np.array([0.9, 0.5, 0.2], np.float32)
+    found = detections(3, scores=scores, masks=masks, track_ids=np.array([4, 0, 2], np.int32))
+    kept = found.tracked()
+    assert kept.track_ids.tolist() == [4, 2]
+    assert [mask.x for mask in kept.masks] == [0, 2]
+    assert kept.scores.tolist() == scores[[0, 2]].tolist()
+    assert found.above(0.5).track_ids.tolist() == [4, 0]
+    untracked = detections(2)
+    assert untracked.tracked() is untracked
+    assert untracked.above(0.5).track_ids is None
+    assert len(detections(0, track_ids=np.zeros(0, np.int32)).tracked()) == 0
+
+
 def test_no_detections_are_valid():
     for masks in (None, ()):
         assert len(detections(0, masks=masks)) == 0
@@ -212,6 +228,7 @@ def test_no_detections_are_valid():
         ({"labels": np.ones(3, np.int32)}, "(3,)"),
         ({"scores": np.ones((1, 1), np.float32)}, "(1, 1)"),
         ({"masks": ()}, "0 masks for 1"),
+        ({"track_ids": np.ones(2, np.int32)}, "track_ids (2,) for 1"),
         ({"masks": (Mask(0, 0, np.ones((6, 7), bool)),)}, "leaves the 7x5 frame"),
         ({"masks": (Mask(6, 0, np.ones((1, 2), bool)),)}, "leaves"),
         ({"masks": (Mask(-1, 0, np.ones((1, 2), bool)),)}, "leaves"),

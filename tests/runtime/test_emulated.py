@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parents[1] / "emulation"
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-@pytest.mark.parametrize("part", ["test_backend_emulated.py", "test_build_emulated.py", "test_timing_emulated.py"])
+@pytest.mark.parametrize("part", sorted(path.name for path in FOLDER.glob("test_*_emulated.py")))
 def test_on_an_emulated_gpu(
     part: str,
     planted_model_path: Path,

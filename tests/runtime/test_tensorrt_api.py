@@ -14,7 +14,18 @@ from wnlb.runtime.engine.engine import _TYPES
 ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "tests" / "data" / "tensorrt_api.json").read_text())
 VERSIONS = sorted(RECORDED)
-PARTS = ("build", "engine", "execution", "layers", "progress", "tensorrt", "timing", "timing_cache")
+PARTS = (
+    "engine",
+    "execution",
+    "layers",
+    "mask_part",
+    "network",
+    "opening",
+    "progress",
+    "tensorrt",
+    "timing",
+    "timing_cache",
+)
 FILES = [ROOT / "runtime" / "engine" / f"{name}.py" for name in PARTS]
 FILES.append(ROOT / "plugins" / "library.py")
 # How variables that hold TensorRT's objects are called in our code.
@@ -99,6 +110,7 @@ def test_the_names_are_found() -> None:
         "IProfiler",
         "ExecutionContextAllocationStrategy.USER_MANAGED",
         "IExecutionContext.set_input_shape",
+        "IExecutionContext.set_optimization_profile_async",
         "ICudaEngine.get_tensor_profile_shape",
         "IOptimizationProfile.set_shape",
     } <= names()

@@ -163,6 +163,8 @@ def test_int8_command(
     assert set(first["groups"]) >= {"c2", "c2 block", "fpn", "mask head"}
     model, contract = read_model(output)
     assert contract.precision == "int8+fp16"
+    luminances = [each["luminance"] for each in json.loads((folder / "manifest.json").read_text())["pictures"]]
+    assert contract.calibrated_luminance == (min(luminances), max(luminances))
     check_placement(model)
     assert {p.name for p in folder.iterdir()} == {"manifest.json", "coverage.png", "ranges.npz", "trials.json"}
     stamps = {name: os.stat(folder / name).st_mtime_ns for name in ("ranges.npz", "trials.json")}

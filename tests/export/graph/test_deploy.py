@@ -125,7 +125,7 @@ def test_no_picture_has_no_detections() -> None:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_for_a_cpu(batch: int) -> None:
-    """The mask head through the Fourier transform finds what the convolutions find."""
+    """The mask head by Winograd's minimal filtering finds what the convolutions find."""
     model = small_model()
     ours = assert_same(model, ExportOptions(64, 96, batch=batch, target="cpu"))
     assert ours["masks"].std() > 0

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,19 @@ def test_in_a_browser(page: LivePage, tmp_path: Path) -> None:
         for name, text in {"fps": "9.5", "dropped": "8", "p50": "21", "p99": "44", "reconnects": "1"}.items():
             assert browser.value(f"document.getElementById('{name}').textContent") == text
         assert browser.value("document.getElementById('facts').textContent") == "m.onnx  ·  camera0  ·  a GPU"
+        assert browser.value("document.getElementById('counted').hidden")
+        zones = [
+            {"name": "gate", "left": {"dark cat": 2}, "right": {"lamp": 1}},
+            {"name": "<b>yard", "inside": {}, "entered": {}},
+        ]
+        page.state = lambda: {**STATE, "counts": {"seen": {"dark cat": 7, "lamp": 1}, "zones": zones}}
+        page.show(np.full((48, 60, 3), 90, np.uint8), replace(FOUND, track_ids=np.array([31], np.int32)))
+        browser.wait_for("document.getElementById('picture').naturalWidth === 60")
+        browser.wait_for("!document.getElementById('counted').hidden")
+        assert browser.value("document.getElementById('found').innerText").split("\n")[0] == "dark cat 31"
+        assert browser.value("document.getElementById('seen').innerText").split() == "dark cat 7 lamp 1".split()
+        told = browser.value("document.getElementById('zones').innerText").split()
+        assert told == "gate left right dark cat 2 0 lamp 0 1 <b>yard inside entered".split()
         page.show(np.full((32, 48, 3), 90, np.uint8), Detections.none(32, 48))
         browser.wait_for("document.getElementById('picture').naturalWidth === 48")
         assert browser.value("document.getElementById('found').innerText") == "nothing"

@@ -5,20 +5,21 @@ from __future__ import annotations
 import builtins
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from chromium import open_page
+from html_page import check_whole
 from planted_rows import FACTS, planted_row
 
 from wnlb.runtime.errors import MissingDependency
-from wnlb.runtime.profile.charts import VARIABLES, charts_of, pareto_front, stage_color
+from wnlb.runtime.profile.charts import charts_of, pareto_front, stage_color
 from wnlb.runtime.profile.page import page
 from wnlb.runtime.profile.report import Row
 from wnlb.runtime.profile.stages import STAGES
+from wnlb.runtime.report.chart import VARIABLES
 
 TIMELINE = [
     {"at_s": float(i), "total_watts": 5.0 + i, "gpu_mhz": None, "cpu_mhz": 900.0, "celsius": {"cpu-thermal": 40.0 + i}}
@@ -34,25 +35,8 @@ def planted_page() -> str:
     return page(rows, {**FACTS, "timeline": TIMELINE})
 
 
-class _Balanced(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag not in ("meta", "path", "use", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in ("path", "use"):
-            assert self.open.pop() == tag
-
-
 def test_it_is_whole_and_needs_nothing_else(planted_page: str) -> None:
-    parser = _Balanced()
-    parser.feed(planted_page)
-    assert parser.open == []
-    assert not re.search(r"<script|<link|@import|(?:src|href)=\"(?!#)", planted_page)
+    check_whole(planted_page)
     assert "no &lt;GPU&gt; &amp; no driver" in planted_page
     assert "Lamp &lt;1&gt;, 2 cores" in planted_page
     assert planted_page.count("<svg ") == 2 * 9  # nine pictures, wide and narrow

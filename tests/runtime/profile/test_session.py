@@ -12,9 +12,9 @@ from wnlb.runtime.profile import session
 from wnlb.runtime.profile.making import Made, Maker
 from wnlb.runtime.profile.measure import Plan, Times
 from wnlb.runtime.profile.report import Row
-from wnlb.runtime.profile.sensors import Sensors
 from wnlb.runtime.profile.session import add_memory_and_stages, measure_rows, row_of
 from wnlb.runtime.profile.variants import Variant
+from wnlb.runtime.sensors import Sensors
 
 
 class PlantedWorker:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wnlb.runtime.profile.sensors import (
+from wnlb.runtime.sensors import (
     SETTLE_S,
     Reading,
     Sampler,

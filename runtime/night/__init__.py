@@ -1,0 +1,1 @@
+"""What a camera saw in hours, on one page."""

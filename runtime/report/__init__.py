@@ -1,0 +1,1 @@
+"""A page that needs nothing else: no network, no scripts."""

@@ -1,0 +1,111 @@
+"""Areas and lines of the frame, and what goes through them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wnlb.runtime.errors import WnlbError
+
+Point = tuple[float, float]
+_LARGEST = 100_000  # pixels; no camera has more
+
+
+@dataclass(frozen=True)
+class Zone:
+    """A polygon (three corners or more) or a line (two points), in pixels of the frame."""
+
+    name: str
+    corners: tuple[Point, ...]
+
+    @property
+    def is_line(self) -> bool:
+        return len(self.corners) == 2
+
+    @property
+    def points(self) -> NDArray[np.int32]:
+        """Rounded to pixels, ``[corners, 2]``."""
+        return np.rint(np.array(self.corners)).astype(np.int32)
+
+    def holds(self, point: Point) -> bool:
+        """Whether a polygon has the point inside or on its edge."""
+        return cv2.pointPolygonTest(np.array(self.corners, np.float32), point, False) >= 0
+
+    def crossed(self, before: Point, now: Point) -> str:
+        """Where a way from one point to the other leads over a line: "left" or "right" of it; "" where it does not.
+
+        Left and right as somebody has them who goes from the line's first point to its second.
+        """
+        first, second = self.corners
+        old, new = _side(first, second, before), _side(first, second, now)
+        if (old > 0) == (new > 0):  # a point on the line is on its left, so that nobody crosses it twice
+            return ""
+        if (_side(before, now, first) > 0) == (_side(before, now, second) > 0):
+            return ""
+        return "right" if new > 0 else "left"
+
+
+def _side(a: Point, b: Point, p: Point) -> float:
+    """Above 0 where p is right of the way from a to b, as seen on the frame, whose y grows downwards."""
+    return (b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0])
+
+
+def parse_zones(texts: Iterable[str]) -> tuple[Zone, ...]:
+    """Zones as ``--zone`` has them: ``"0,200 320,200"`` (a line), ``"gate=10,10 90,10 50,80"`` (a polygon).
+
+    Raises WnlbError.
+    """
+    zones: list[Zone] = []
+    for text in texts:
+        name, equals, rest = text.rpartition("=")
+        points = [re.fullmatch(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", word) for word in rest.split()]
+        corners = tuple((float(found[1]), float(found[2])) for found in points if found)
+        apart = len(set(corners)) == len(corners) and max((max(corner) for corner in corners), default=0) <= _LARGEST
+        if None in points or len(corners) < 2 or not apart or (equals and not name.strip()):
+            raise WnlbError(
+                f"--zone is {text!r}; expected [NAME=]X,Y X,Y ... in pixels, all different: two points for a line, "
+                "three or more for an area"
+            )
+        kind = "line" if len(corners) == 2 else "zone"
+        zones.append(Zone(name.strip() or f"{kind} {len(zones) + 1}", corners))
+    names = [zone.name for zone in zones]
+    if len(set(names)) < len(names):
+        raise WnlbError(f"--zone names {names} are not all different")
+    return tuple(zones)
+
+
+@dataclass
+class ZoneCounts:
+    """How many went through one zone, by class. Whoever is there when its track begins has not come in."""
+
+    zone: Zone
+    inside: Counter[str] = field(default_factory=Counter)  # of a polygon: in this frame
+    entered: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)  # of a line: to its left
+    right: Counter[str] = field(default_factory=Counter)
+
+    def begin_frame(self) -> None:
+        self.inside.clear()
+
+    def add(self, name: str, before: Point | None, now: Point) -> None:
+        """One object of this frame: its class, where it was when last seen (None: it is new) and where it is."""
+        if self.zone.is_line:
+            side = self.zone.crossed(before, now) if before else ""
+            if side:
+                (self.left if side == "left" else self.right)[name] += 1
+            return
+        if self.zone.holds(now):
+            self.inside[name] += 1
+            self.entered[name] += before is not None and not self.zone.holds(before)
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON, without classes of which there are none."""
+        kept = ("left", "right") if self.zone.is_line else ("inside", "entered")
+        return {"name": self.zone.name, **{key: dict(+getattr(self, key)) for key in kept}}
