@@ -159,10 +159,9 @@ def assert_equals(
         i, j = divmod(int(left.argmin()), len(masks))
         wrong += left[i, j]
         left[i] = left[:, j] = np.inf
-    print(
-        f"{family} {name}: {len(masks)} found, scores {near:.1e}, {wrong:.0f} of {their_flat.sum():.0f} pixels differ"
-    )
-    assert wrong <= 1e-3 * their_flat.sum()  # infinite where one was left over
+    total = their_flat.sum()
+    print(f"{family} {name}: {len(masks)} found, scores {near:.1e}, {wrong:.0f} of {total:.0f} pixels differ")
+    assert wrong <= 1e-3 * total  # infinite where one was left over
 
 
 SMALL_GRIDS = (12, 10, 8, 6, 4)

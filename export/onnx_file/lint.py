@@ -23,17 +23,8 @@ FOREIGN_OPERATORS = frozenset("ArgMax ConvTranspose InstanceNormalization Reduce
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
 CPU_OPERATORS = frozenset(
     (
-        *(
-            "CumSum",
-            "NonMaxSuppression",
-            "NonZero",
-            "Range",
-            "ReduceMax",
-            "RoiAlign",
-            "Shape",
-            "ScatterElements",
-            "ScatterND",
-        ),
+        *("CumSum", "NonMaxSuppression", "NonZero", "Range", "ReduceMax", "RoiAlign"),
+        *("ScatterElements", "ScatterND", "Shape"),
         f"{RUNTIME_DOMAIN}.{RUNTIME_OP}",
     )
 )

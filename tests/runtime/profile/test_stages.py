@@ -46,7 +46,8 @@ def test_every_node_of_an_exported_file_has_a_stage(small_model_path: Path) -> N
     model = onnx.load(small_model_path)
     stages = Counter(stage_of(node.name) for node in model.graph.node)
     assert None not in stages
-    assert set(STAGES) | {"c2 block", "c3 block", "c4 block", "c5 block"} == set(stages)
+    of_solov2 = {"cells", "mask features", "masks", "matrix nms"}
+    assert set(STAGES) - of_solov2 | {"c2 block", "c3 block", "c4 block", "c5 block"} == set(stages)
 
 
 def test_times_add_up_and_stand_in_the_order_of_the_network() -> None:
