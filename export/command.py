@@ -95,12 +95,25 @@ def _add_graph_arguments(graph: argparse._ArgumentGroup, defaults: dict[str, Any
         "of SOLOv2 frame, a quarter of the input's height and width)",
     )
     graph.add_argument("--detections", type=int, metavar="N", help="rows of the outputs (default: the model's, 100)")
+    graph.add_argument(
+        "--mask-rows",
+        type=int,
+        metavar="N",
+        help="masks for the best N detections of a frame alone, at a fixed cost; the others keep box, label and score, "
+        "and their mask is empty: mask AP counts them as wrong (default: all. Files for a CPU, and engines of files of "
+        "batch 1, compute no more masks than are found anyhow)",
+    )
     graph.add_argument("--score-threshold", type=float, metavar="S", help="default: the model's, 0.05")
     graph.add_argument("--nms-threshold", type=float, metavar="IOU", help="default: the model's, 0.5")
     graph.add_argument(
         "--pre-nms", type=int, metavar="N", help="anchors per level that enter NMS (default: the model's, 1000)"
     )
-    graph.add_argument("--post-nms", type=int, metavar="N", help="proposals (default: the model's, 1000)")
+    graph.add_argument(
+        "--post-nms",
+        type=int,
+        metavar="N",
+        help="proposals (default: the model's, 1000); fewer are faster, and cost AP",
+    )
     graph.add_argument(
         "--candidates",
         type=int,
@@ -255,6 +268,7 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         pre_nms_top_n=arguments.pre_nms,
         post_nms_top_n=arguments.post_nms,
         detections=arguments.detections,
+        mask_rows=arguments.mask_rows,
         score_threshold=arguments.score_threshold,
         nms_threshold=arguments.nms_threshold,
         candidates=arguments.candidates,

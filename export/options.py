@@ -24,6 +24,7 @@ class ExportOptions:
     detections: int | None = None  # rows of the outputs (torchvision: 100)
     score_threshold: float | None = None  # (torchvision: 0.05)
     nms_threshold: float | None = None  # IoU above which the weaker of two detections goes (torchvision: 0.5)
+    mask_rows: int | None = None  # of them, the best that get a mask; None: all
     candidates: int = 1000  # (proposal, class) pairs that enter the last NMS; of SOLOv2 (cell, class) pairs
     nms_rounds: int = 32  # longest chain of boxes that the unrolled NMS resolves
     # None: as the network makes them, "box" (28 x 28 probabilities inside each) or "frame" (a quarter of its size);
@@ -45,7 +46,7 @@ class ExportOptions:
             value = getattr(self, name)
             if value < 64 or value % 32:
                 raise WnlbError(f"input {name} is {value}; expected a multiple of 32 from 64 up")
-        counts = ("batch", "pre_nms_top_n", "post_nms_top_n", "detections", "candidates", "nms_rounds")
+        counts = ("batch", "pre_nms_top_n", "post_nms_top_n", "detections", "mask_rows", "candidates", "nms_rounds")
         for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -69,6 +70,8 @@ class ExportOptions:
             value = getattr(self, name)
             if value not in allowed and not (value is None and name != "target"):
                 raise WnlbError(f"{name} is {value!r}; expected {' or '.join(allowed)}")
+        if self.mask_rows is not None and self.masks == "none":
+            raise WnlbError(f"mask_rows is {self.mask_rows}, and masks are none; expected one of the two")
         self._attention_forms()
         if self.attention_memory is not None and self.attention_memory < 2**20:
             raise WnlbError(f"attention memory is {self.attention_memory} bytes; expected at least 1 MiB")

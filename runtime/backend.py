@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.served_model import Model, ServedModel, model_of
 
 SUFFIXES = (".onnx", ".engine")
 
 
 class Backend(Protocol):
-    """One opened model file. ``contract`` says what goes in and comes out."""
+    """One opened model, of a file or a server. ``contract`` says what goes in and comes out."""
 
     contract: Contract
     takes_device_arrays: bool  # whether inputs may lie on the GPU (``__cuda_array_interface__``)
@@ -38,8 +39,8 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(path: Path | str, *, device: str = "auto", threads: int = 0, trust: Path | None = None) -> Backend:
-    """Open a model file with the backend that its suffix asks for: ``.onnx`` or ``.engine``.
+def open_backend(model: Model | str, *, device: str = "auto", threads: int = 0, trust: Path | None = None) -> Backend:
+    """Open a model with the backend that its name asks for: ``.onnx``, ``.engine`` or ``triton://host:8001/model``.
 
     Args:
         device: "cpu", "cuda", or "auto" for CUDA where it works and the CPU elsewhere.
@@ -47,22 +48,28 @@ def open_backend(path: Path | str, *, device: str = "auto", threads: int = 0, tr
         trust: see ``TensorRtBackend``.
 
     Raises:
-        WnlbError: the file is not there, not ours, or needs something that is not installed.
+        WnlbError: the model is not there, not ours, or needs something that is not installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise WnlbError(f"model {path} {what}; expected an .onnx or .engine file")
-    if path.suffix not in SUFFIXES:
-        raise WnlbError(f"model {path} has the suffix {path.suffix or 'none'!r}; expected .onnx or .engine")
-    if path.suffix == ".engine":
+    model = model_of(model) if isinstance(model, str) else model
+    if isinstance(model, ServedModel):
+        if device != "auto" or threads or trust is not None:
+            raise WnlbError(f"--device, --threads and --trust are for files; the server of {model} has its own")
+        from wnlb.runtime.serving.client import TritonBackend
+
+        return TritonBackend(model)
+    if not model.is_file():
+        what = "is a folder" if model.is_dir() else "does not exist"
+        raise WnlbError(f"model {model} {what}; expected an .onnx or .engine file, or triton://HOST:8001/MODEL")
+    if model.suffix not in SUFFIXES:
+        raise WnlbError(f"model {model} has the suffix {model.suffix or 'none'!r}; expected .onnx or .engine")
+    if model.suffix == ".engine":
         if device == "cpu":
-            raise WnlbError(f"engine {path} runs on a GPU only; for the CPU give the .onnx file")
+            raise WnlbError(f"engine {model} runs on a GPU only; for the CPU give the .onnx file")
         from wnlb.runtime.engine.backend import TensorRtBackend
 
-        return TensorRtBackend(path, trust=trust)
+        return TensorRtBackend(model, trust=trust)
     if trust is not None:
-        raise WnlbError(f"--trust is for engines; {path} carries its contract inside")
+        raise WnlbError(f"--trust is for engines; {model} carries its contract inside")
     from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(path, device=device, threads=threads)
+    return OnnxRuntimeBackend(model, device=device, threads=threads)

@@ -20,28 +20,24 @@ from wnlb.runtime.errors import PictureWarning, WnlbError
 
 COMMANDS = {
     "export": ("wnlb.export.command", "checkpoint to one static, verified ONNX file"),
-    "adopt": ("wnlb.export.adopt.command", "segmentation ONNX file of another tool (YOLO-seg) to a file of ours"),
+    "adopt": ("wnlb.export.adopt.command", "an ONNX file of another tool (YOLO-seg) to one of ours"),
     "convert": ("wnlb.calibration.precision.command", "FP32 file to FP16, BF16 or INT8, calibrated on night pictures"),
     "build": ("wnlb.runtime.engine.command", "ONNX file to an engine of TensorRT or TensorRT-RTX"),
-    "deepstream": (
-        "wnlb.runtime.deepstream.command",
-        "a folder that NVIDIA DeepStream runs: file, parser, configurations",
-    ),
     "run": ("wnlb.runtime.live.command", "a camera, stream or video in real time, with a live page"),
     "report": ("wnlb.runtime.night.command", "the page of a night that 'wnlb run --report' recorded"),
-    "profile": ("wnlb.runtime.profile.command", "accuracy and latency of models side by side, and where the time goes"),
     "predict": ("wnlb.runtime.predict_command", "detect on pictures, folders, videos or a camera"),
     "label": ("wnlb.runtime.labelling.command", "label pictures and videos by the million, for training"),
-    "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness"),
-    "compare": (
-        "wnlb.calibration.comparison.command",
-        "models side by side, from the first drifting tensor to pictures",
-    ),
-    "scenes": ("wnlb.calibration.scenes.command", "write synthetic night scenes with COCO annotations"),
+    "profile": ("wnlb.runtime.profile.command", "accuracy and latency side by side, and where the time goes"),
+    "evaluate": ("wnlb.calibration.accuracy.command", "AP on labelled pictures, by class and by darkness; tracks"),
+    "compare": ("wnlb.calibration.comparison.command", "models, from the first drifting tensor to pictures"),
+    "triton": ("wnlb.runtime.serving.command", "serve models to many cameras with NVIDIA's Triton Server"),
+    "deepstream": ("wnlb.runtime.deepstream.command", "a folder that NVIDIA DeepStream runs"),
+    "scenes": ("wnlb.calibration.scenes.command", "write synthetic night scenes or videos, with labels"),
     "darken": ("wnlb.calibration.scenes.darken_command", "render a daylight COCO set dark"),
     "inspect": ("wnlb.runtime.inspect_command", "show what a model file or an engine holds"),
     "doctor": ("wnlb.runtime.doctor_command", "what this machine can do, and what to install for the rest"),
 }
+_NAMES = max(map(len, COMMANDS)) + 6  # the column in which help says what a command does
 EXTRAS = {
     "torch": "export",
     "torchvision": "export",
@@ -50,6 +46,9 @@ EXTRAS = {
     "safetensors": "export",
     "onnxruntime": "cpu",
     "cv2": "cpu",
+    "tritonclient": "triton",
+    "grpc": "triton",
+    "trackers": "track",
     "pyarrow": "label",
     "fsspec": "label",
     "ray": "ray",
@@ -66,6 +65,14 @@ from a checkpoint to the night, in five commands:
 'wnlb COMMAND --help' explains a command.
 Exit codes: 0 done, 1 a check did not hold, 2 bad input, 3 some files of many were bad.
 """
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """With room for the longest command, which argparse counts two columns too short."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=_NAMES)
+        self._action_max_length = _NAMES - 2
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="wnlb",
         description="Mask R-CNN with weighted non-local blocks, from a checkpoint to a fast engine.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=importlib.metadata.version("wnlb-deploy"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -61,6 +61,7 @@ class Contract:
     candidates: int  # that enter the last NMS: (proposal, class) pairs, anchors, (cell, class) pairs
     nms_rounds: int | None  # None with ``nms_threshold``
     min_batch: int | None = None  # the fewest frames of a run, where their number may differ; None: always ``batch``
+    mask_rows: int | None = None  # of the detections, the best that have a mask, zero in the others; None: all
     framework: str = "torchvision"  # whose conventions hold, see ``wnlb.runtime.conventions``
     resize: str = "fit"  # fit (keep the aspect ratio, pad) or stretch
     padding: str = "corner"  # right and bottom, or "centre": on all sides
@@ -102,6 +103,9 @@ class Contract:
         if self.min_batch is not None:
             fits = type(self.min_batch) is int and 1 <= self.min_batch < self.batch
             _check(fits, "min_batch", self.min_batch, f"a whole number from 1 up, below the batch of {self.batch}")
+        if self.mask_rows is not None:
+            fits = type(self.mask_rows) is int and 1 <= self.mask_rows < self.detections
+            _check(fits, "mask_rows", self.mask_rows, f"a whole number from 1 up, below {self.detections} detections")
         for name in ("height", "width"):
             value = getattr(self, name)
             fits = type(value) is int and value >= 64 and value % 32 == 0
@@ -220,7 +224,7 @@ class Contract:
     def to_json(self) -> str:
         """Without what older versions do not know: what there is none of, and before format 3 ``padding``."""
         values = dataclasses.asdict(self)
-        for name in ("min_batch", "calibrated_luminance"):
+        for name in ("min_batch", "mask_rows", "calibrated_luminance"):
             if values[name] is None:
                 del values[name]
         if self.format != 3:

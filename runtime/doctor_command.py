@@ -79,6 +79,10 @@ def examine() -> Iterator[Finding]:
         ("display", _display),
         ("export", lambda: _packages("export", "torch", "torchvision", "onnx", "onnxscript", "safetensors")),
         ("convert", lambda: _packages("calibration", "onnx", "matplotlib")),
+        ("label", lambda: _packages("label", "pyarrow", "fsspec")),
+        ("label, Ray", lambda: _packages("ray", "ray")),
+        ("metrics", lambda: _packages("metrics", "prometheus_client")),
+        ("track", lambda: _packages("track", "trackers", "supervision")),
     ):
         yield _looked(what, look)
     yield from _evidence()

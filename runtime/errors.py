@@ -40,6 +40,10 @@ class MissingDependency(WnlbError):
     """A package that this step needs is not installed."""
 
 
+class Unavailable(WnlbError):
+    """A server that does not answer now, and may later."""
+
+
 class VerificationError(WnlbError):
     """An exported file that does not compute what the checkpoint computes; exit code 1."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ from wnlb.runtime.contract import FRAME_SHARE
 from wnlb.runtime.detections import Mask
 from wnlb.runtime.geometry import Placement
 
-_ROWS = 64  # of a frame whose values are computed at a time, so that they stay in the cache
+# Pixels of an axis at a time: few cells make them, and products stay so small that BLAS does not call other threads,
+# which costs more than it brings (OpenBLAS: from 2^18 multiplications on).
+_BLOCK = 16
 
 
 def paste_frame_masks(
@@ -74,18 +76,26 @@ class _Resampling:
         firsts, lasts = self.cells
         return int(np.searchsorted(lasts, first)), int(np.searchsorted(firsts, last, side="right"))
 
-    def part(self, start: int, stop: int) -> tuple[NDArray[np.float32], slice]:
-        """Weights of these pixels, and the cells that they are of."""
+    def span(self, start: int, stop: int) -> slice:
+        """The cells that these pixels are made of."""
         firsts, lasts = self.cells
-        cells = slice(int(firsts[start]), int(lasts[stop - 1]) + 1)
-        return self.weights[start:stop, cells], cells
+        return slice(int(firsts[start]), int(lasts[stop - 1]) + 1)
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, NDArray[np.float32], slice]]:
+        """Pixels, from 0 at ``start``, a few at a time; their weights; and the cells, from 0 at the first of all."""
+        first = self.span(start, stop).start
+        for i in range(start, stop, _BLOCK):
+            end = min(i + _BLOCK, stop)
+            cells = self.span(i, end)
+            own = slice(cells.start - first, cells.stop - first)
+            yield slice(i - start, end - start), self.weights[i:end, cells], own
 
 
 def _paste(
     mask: NDArray[np.float16], rows: _Resampling, columns: _Resampling, limit: tuple[int, int, int, int]
 ) -> Mask:
-    inside = mask > 0
-    in_rows, in_columns = (np.flatnonzero(inside.any(axis)) for axis in (1, 0))
+    above = mask > 0
+    in_rows, in_columns = (np.flatnonzero(above.any(axis)) for axis in (1, 0))
     if not len(in_rows):
         return Mask(0, 0, np.zeros((0, 0), bool))
     top, bottom = rows.pixels(in_rows[0], in_rows[-1])
@@ -93,13 +103,14 @@ def _paste(
     left, top, right, bottom = max(left, limit[0]), max(top, limit[1]), min(right, limit[2]), min(bottom, limit[3])
     if left >= right or top >= bottom:
         return Mask(0, 0, np.zeros((0, 0), bool))
-    down, used_rows = rows.part(top, bottom)
-    across, used_columns = columns.part(left, right)
-    values = mask[used_rows, used_columns].astype(np.float32) @ across.T  # [cells, w]
-    pixels = np.empty((bottom - top, right - left), bool)
-    for i in range(0, len(down), _ROWS):
-        np.greater(down[i : i + _ROWS] @ values, 0, out=pixels[i : i + _ROWS])
-    return Mask(left, top, pixels)
+    cells = mask[rows.span(top, bottom), columns.span(left, right)].astype(np.float32)
+    values = np.empty((len(cells), right - left), np.float32)
+    for pixels, weights, own in columns.blocks(left, right):
+        values[:, pixels] = cells[:, own] @ weights.T
+    inside = np.empty((bottom - top, right - left), bool)
+    for pixels, weights, own in rows.blocks(top, bottom):
+        np.greater(weights @ values[own], 0, out=inside[pixels])
+    return Mask(left, top, inside)
 
 
 @functools.lru_cache(maxsize=16)

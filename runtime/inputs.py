@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.contract import CONTENT, Contract
+from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.geometry import Geometry, Placement
 
 
@@ -50,3 +51,16 @@ def named_inputs(contract: Contract, image: Any, placements: Sequence[Placement]
         inputs[CONTENT] = np.zeros((len(image), 2), np.int32)
         inputs[CONTENT][: len(placements)] = [(placement.height, placement.width) for placement in placements]
     return inputs
+
+
+def check_inputs(inputs: dict[str, Any], contract: Contract) -> int:
+    """How many frames these inputs, NumPy arrays, are of. Raises WnlbError where they are not what the model takes."""
+    image = inputs.get(contract.input_name)
+    rows = image.shape[0] if image is not None and image.ndim else 0
+    batch = rows if rows in contract.batches else contract.batch
+    for name, shape in contract.input_shapes.items():
+        array, kind, shape = inputs.get(name), contract.types[name], (batch, *shape[1:])
+        if array is None or array.dtype != kind or array.shape != shape:
+            got = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise WnlbError(f"input {name} is {got}; expected {kind} {list(shape)}")
+    return batch

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def inspect_onnx(path: Path) -> dict[str, Any]:
-    """Contract, operators, inputs, outputs, size and SHA-256 of an ONNX file, ours or not.
+    """Contract, operators, inputs, outputs, size and SHA-256 of an ONNX file, ours or not; its attention, if it is not.
 
     Raises:
         WnlbError: the file is not there or no ONNX file.
@@ -50,6 +50,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "outputs": {value.name: described(value) for value in model.graph.output},
         "nodes": len(model.graph.node),
         "operators": dict(operators.most_common()),
+        "attention": [] if contract else _attention(model),
         "contract": json.loads(contract.to_json()) if contract else None,
         "conventions": dataclasses.asdict(contract.conventions) if contract else None,
     }
@@ -69,8 +70,31 @@ def _text(facts: dict[str, Any]) -> str:
         "",
     ]
     if contract is None:
-        return "\n".join([*lines, "contract: none; this file was not written by 'wnlb export'"])
+        lines += [
+            "attention: " + (", ".join(map(_block_text, facts["attention"])) or "none that our kernel computes"),
+            "contract: none; this file was not written by 'wnlb export' or 'wnlb adopt'. build takes it as it is; all "
+            "else wants to know how frames go in and detections come out",
+        ]
+        return "\n".join(lines)
     return "\n".join([*lines, *_contract_lines(contract)])
+
+
+def _attention(model: Any) -> list[dict[str, Any]]:
+    """Non-local attentions of a file of another tool: positions, channels of query and value, and a node's name."""
+    from wnlb.export.onnx_file.attention_nodes import Wiring, attentions
+
+    graph = Wiring(model)
+    found = []
+    for block in attentions(model, graph):
+        query, value = (graph.shapes.get(name) or [None] * 3 for name in (block.inputs[0], block.inputs[2]))
+        softmax = next(node.name for node in block.nodes if node.op_type == "Softmax")
+        found.append({"softmax": softmax, "positions": query[2], "key_channels": query[1], "channels": value[1]})
+    return found
+
+
+def _block_text(block: dict[str, Any]) -> str:
+    shape = f"{block['positions'] or '?'} positions x {block['channels'] or '?'} channels"
+    return f"{block['softmax'] or 'unnamed'} ({shape})"
 
 
 def _engine_text(path: Path, manifest: Manifest) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 
 
@@ -69,9 +70,13 @@ def usable_cores() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that new processes can have without swapping, as far as the kernel can tell; 0 where it does not."""
+    """Bytes that new processes can have without swapping, as far as the kernel can tell; 0 where it does not.
+
+    Of a container, no more than its limit.
+    """
     found = re.search(r"^MemAvailable: +(\d+) kB", _text("/proc/meminfo"), re.MULTILINE)
-    return 1024 * int(found[1]) if found else 0
+    limit = _text("/sys/fs/cgroup/memory.max").strip()
+    return min(1024 * int(found[1]) if found else 0, int(limit) if limit.isdecimal() else sys.maxsize)
 
 
 def _text(path: str) -> str:

@@ -54,12 +54,20 @@ def contract_of(model: onnx.ModelProto) -> Contract | None:
     return None if text is None else Contract.from_json(text)
 
 
+def no_contract(path: Path | str) -> str:
+    """What is missing in a file of another tool, and what to do."""
+    return (
+        f"model {path} has no wnlb contract, which says how frames go in and detections come out; expected a file that "
+        "'wnlb export' wrote, or 'wnlb adopt' of a YOLO-seg file"
+    )
+
+
 def read_model(path: Path) -> tuple[onnx.ModelProto, Contract]:
     """An ONNX file of ours and its contract. Raises WnlbError where it is none."""
     model = read_onnx(path)
     contract = contract_of(model)
     if contract is None:
-        raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
+        raise ContractError(no_contract(path))
     return model, contract
 
 

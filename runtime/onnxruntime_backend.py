@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.denormals import flush_in_session, without_denormals
 from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
+from wnlb.runtime.inputs import check_inputs
+from wnlb.runtime.onnx_file import no_contract
 
 DEVICES = ("auto", "cpu", "cuda")
 MOST_THREADS = 1024
@@ -39,7 +41,7 @@ class OnnxRuntimeBackend:
         except UnicodeDecodeError as error:
             raise WnlbError(f"model {path} is damaged: its names or metadata are no text ({error})") from error
         if text is None:
-            raise ContractError(f"model {path} has no wnlb contract; expected a file that 'wnlb export' wrote")
+            raise ContractError(no_contract(path))
         self.contract = Contract.from_json(text)
         self._path = path
         on_cuda = session.get_providers()[0] == "CUDAExecutionProvider"
@@ -56,12 +58,7 @@ class OnnxRuntimeBackend:
     def run(self, inputs: dict[str, Any]) -> dict[str, NDArray]:
         if self._session is None:
             raise WnlbError("the backend is closed; open the model again")
-        batch = _batch_of(inputs.get(self.contract.input_name), self.contract)
-        for name, shape in self.contract.input_shapes.items():
-            array, kind, shape = inputs.get(name), self.contract.types[name], (batch, *shape[1:])
-            if array is None or array.dtype != kind or array.shape != shape:
-                got = "absent" if array is None else f"{array.dtype} {list(array.shape)}"
-                raise WnlbError(f"input {name} is {got}; expected {kind} {list(shape)}")
+        check_inputs(inputs, self.contract)
         try:
             with without_denormals():
                 outputs = self._session.run(self._outputs, inputs)
@@ -71,12 +68,6 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         self._session = None
-
-
-def _batch_of(image: Any, contract: Contract) -> int:
-    """How many frames an image holds; the most that the model takes where it holds a number that it does not take."""
-    rows = image.shape[0] if image is not None and image.ndim else 0
-    return rows if rows in contract.batches else contract.batch
 
 
 def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, profile_prefix: str = "") -> Any:

@@ -27,6 +27,7 @@ from wnlb.runtime.live.window import Window
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.served_model import model_of
 from wnlb.runtime.source import PICTURES_FPS, Frame, Source, open_source
 from wnlb.runtime.table import table
 from wnlb.runtime.tracking.arguments import (
@@ -58,7 +59,11 @@ crosses a line.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", type=Path, help="an .onnx of 'wnlb export' or an .engine of 'wnlb build'")
+    parser.add_argument(
+        "model",
+        type=model_of,
+        help="an .onnx of 'wnlb export', an .engine of 'build', or triton://HOST:8001/MODEL of 'triton'",
+    )
     parser.add_argument("source", help="picture, folder, glob pattern (quoted), video file, or camera index")
     parser.add_argument("-o", "--output", type=Path, default=Path("out"), help="folder for the results (default: out)")
     parser.add_argument(

@@ -18,6 +18,7 @@ from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.frame_masks import extents, paste_frame_masks
 from wnlb.runtime.geometry import Placement
 from wnlb.runtime.inputs import geometry_of, named_inputs
+from wnlb.runtime.served_model import Model, ServedModel
 
 
 class Predictor:
@@ -27,14 +28,15 @@ class Predictor:
             detections = predictor(cv2.imread("night.jpg"))
 
     Args:
-        model: a model file, or a backend that is already open (the predictor closes it).
+        model: a model file, the address of a served model (``triton://host:8001/model``), or a backend that is already
+            open (the predictor closes it).
         score_threshold: drops detections below it; the model's own threshold was applied before.
         device, threads, trust: see ``open_backend``.
     """
 
     def __init__(
         self,
-        model: Path | str | Backend,
+        model: Model | str | Backend,
         *,
         score_threshold: float = 0.0,
         device: str = "auto",
@@ -43,7 +45,7 @@ class Predictor:
     ) -> None:
         if not 0 <= score_threshold <= 1:
             raise WnlbError(f"score threshold is {score_threshold}; expected a number from 0 to 1")
-        if isinstance(model, (str, Path)):
+        if isinstance(model, (str, Path, ServedModel)):
             self.backend = open_backend(model, device=device, threads=threads, trust=trust)
         else:
             self.backend = model

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from counts import from_
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wnlb.calibration.scenes.camera import Camera
 from wnlb.calibration.scenes.video import NightVideo
-from wnlb.runtime.errors import WnlbError, exit_code
+from wnlb.runtime.errors import exit_code
 from wnlb.runtime.geometry import parse_size
 from wnlb.runtime.machine import processor
 from wnlb.runtime.overlay import draw
@@ -82,11 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--size", default="320x320", metavar="HxW", help="of the frames (default: 320x320)")
-    parser.add_argument("--frames", type=int, default=40, help=f"beyond {WARM_UP} to warm up (default: 40)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: one per core)")
+    parser.add_argument("--frames", type=from_(1), default=40, help=f"beyond {WARM_UP} to warm up (default: 40)")
+    parser.add_argument("--threads", type=from_(0), default=0, metavar="N", help="CPU threads (default: one per core)")
     arguments = parser.parse_args()
-    if arguments.frames < 1:
-        raise WnlbError(f"--frames is {arguments.frames}; expected 1 or more")
     height, width = parse_size(arguments.size)
     with Predictor(arguments.model, score_threshold=LOW_SCORE, threads=arguments.threads) as predictor:
         frames = list(frames_of(arguments.frames + WARM_UP, height, width))

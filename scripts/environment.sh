@@ -21,3 +21,24 @@ prepare_environment() {
     fi
     PATH="$PWD/.venv/bin:$PATH"
 }
+
+# A Triton server for its tests, in an environment of its own: its Python models need NumPy below 2. Sees the working
+# tree as it is. Without the packages the tests that need it say so.
+prepare_triton() {
+    local packages=(nvidia-pytriton==0.7.0 'numpy<2' onnxruntime 'opencv-python-headless<4.12' pycocotools tqdm)
+    local folder=.venv-triton stamp=.venv-triton/.installed package
+    [ "$(cat "$stamp" 2>/dev/null)" = "${packages[*]}" ] && return
+    echo "installing a Triton server into $folder, for its tests (half a minute)"
+    rm -rf "$folder"
+    # No dependencies: those of pytriton itself are not needed to run the server that it brings.
+    .venv/bin/python -m venv "$folder" &&
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "${packages[@]}" || {
+        echo "there is no Triton server here; its tests are left out" >&2
+        rm -rf "$folder"
+        return
+    }
+    mkdir -p "$folder/tree/wnlb"
+    for package in calibration export plugins runtime; do ln -s "../../../$package" "$folder/tree/wnlb/"; done
+    echo ../../../tree > "$(echo "$folder"/lib/python3.*/site-packages)/wnlb_tree.pth"
+    echo "${packages[*]}" > "$stamp"
+}

@@ -27,6 +27,8 @@ HEAVY = {
     "pycuda",
     "cuda",
     "pycocotools",
+    "tritonclient",
+    "grpc",
     "trackers",
     "scipy",
     "pyarrow",
@@ -52,13 +54,17 @@ ROOMS = {
     "runtime.night": {"runtime", "runtime.report"},
     "runtime.profile": {"runtime", "runtime.engine", "runtime.report"},
     "runtime.report": {"runtime"},
+    "runtime.serving": {"runtime", "runtime.engine"},
 }
 # Who loads the plugin library or looks beside it, and who brings attention into the form that is built; in functions.
 BESIDE = {
     "runtime.engine.build": {"export.onnx_file.fuse", "plugins.library"},
-    "runtime.engine.engine": {"plugins.library"},
+    "runtime.engine.network": {"export.onnx_file.fuse"},
+    "runtime.engine.opening": {"plugins.library"},
     "runtime.doctor_command": {"plugins.library"},
+    "runtime.serving.repository": {"plugins.library"},  # to put it beside the engines that need it
     "runtime.deepstream.command": {"export.onnx_file.fuse", "plugins.library"},
+    "runtime.inspect_command": {"export.onnx_file.attention_nodes"},
     "runtime.profile.variants": {"plugins.library"},  # its hash; as the file is imported, which loads no library
 }
 
@@ -205,12 +211,12 @@ def test_references_stand_on_their_own() -> None:
 
 
 def test_what_stands_at_the_top_of_the_export_imports_no_room() -> None:
-    """But for the command, in functions: ``wnlb export --help`` loads no PyTorch."""
+    """But for the command in functions, what it shares with ``adopt`` for types: ``--help`` loads no PyTorch."""
     for name, imports in IMPORTS.items():
         if place_of(name) == "export":
             rooms = {one for one in imports if place_of(one.name).startswith("export.")}
-            assert not rooms or name == "export.command", name
-    assert "torch" not in _loaded_by("wnlb.export.command")
+            assert not rooms or name in ("export.command", "export.arguments"), name
+    assert "torch" not in _loaded_by("wnlb.export.command", "wnlb.export.arguments")
 
 
 def test_the_runtime_imports_only_the_runtime() -> None:

@@ -37,6 +37,7 @@ ORDER = (
     "deepstream",
     "inspect",
     "run",
+    "triton",
     "profile",
 )
 PAGES = ("README.md", "export/README.md", "runtime/README.md", "calibration/README.md")
@@ -82,6 +83,8 @@ def test_commands_run_as_they_stand(
         words = shlex.split(line)
         if words[1] in ("predict", "run") and (words[2].endswith(".engine") or words[3].isdecimal()):
             continue  # a GPU, a camera
+        if "://" in words[2] or "--probe" in words:
+            continue  # a server: tests/runtime/serving
         if words[1] == "label" and "://" in line:
             continue  # the network
         if words[1] == "export" and (words[2] in PUBLISHED or "://" in words[2]):

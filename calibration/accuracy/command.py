@@ -14,6 +14,7 @@ from tqdm import tqdm
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.onnxruntime_backend import DEVICES
+from wnlb.runtime.served_model import Model, model_of, options_for
 
 if TYPE_CHECKING:
     from wnlb.calibration.accuracy.judge import Judge
@@ -40,10 +41,12 @@ boxes and masks, by the darkness of the video.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", type=Path, help=".onnx of 'wnlb export' or 'convert', .engine of 'build'")
+    parser.add_argument(
+        "model", type=model_of, help=".onnx of 'wnlb export' or 'convert', .engine of 'build', triton://HOST:8001/MODEL"
+    )
     parser.add_argument("--annotations", type=Path, help="COCO annotation file (default: what the baseline finds)")
     parser.add_argument("--images", required=True, metavar="SOURCE", help="folder of the pictures")
-    parser.add_argument("--baseline", type=Path, metavar="MODEL", help="another model, to compare with")
+    parser.add_argument("--baseline", type=model_of, metavar="MODEL", help="another model, to compare with")
     parser.add_argument("--track", action="store_true", help="also score identities, on annotations of videos")
     parser.add_argument("--count", type=int, metavar="N", help="pictures to use, evenly taken (default: all)")
     parser.add_argument(
@@ -140,11 +143,10 @@ def _evenly_taken(arguments: argparse.Namespace) -> Iterator[Frame]:
             return
 
 
-def _open(path: Path, arguments: argparse.Namespace) -> Predictor:
+def _open(model: Model, arguments: argparse.Namespace) -> Predictor:
     from wnlb.runtime.predictor import Predictor
 
-    device = "auto" if path.suffix == ".engine" else arguments.device
-    return Predictor(path, device=device, threads=arguments.threads)
+    return Predictor(model, **options_for(model, arguments.device, arguments.threads))
 
 
 def _bar(total: int, what: str) -> Any:

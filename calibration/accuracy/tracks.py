@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from wnlb.calibration.labels.labels import Id, Image, Labels
 from wnlb.runtime.darkness import darkness_bin
 from wnlb.runtime.detections import Detections
-from wnlb.runtime.errors import MissingDependency, WnlbError
+from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.tracking.tracker import SHOWN_SCORE, BufferedIouTracker, Tracker, TrackerOptions
 
 _Frame = tuple[np.ndarray, np.ndarray, np.ndarray]  # true ids, found ids, IoU [true, found]
@@ -79,36 +79,47 @@ class VideoTracks:
 
 
 def by_video(labels: Labels) -> Labels:
-    """The set with its images video by video, in the order of their frames.
+    """The set with its images video by video, in the order of their frames; of ``videos`` those that have a rate.
 
     Raises:
         WnlbError: it is no COCO-VID set: no videos with a rate, or images or objects that do not say whose they are.
     """
-    videos = labels.extra.get("videos")
-    entries = [video for video in videos if isinstance(video, dict)] if isinstance(videos, list) else []
-    known = {video.get("id") for video in entries if _is_rate(video.get("fps"))}
+    entries = labels.extra.get("videos")
+    entries = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    videos = {one["id"]: one for one in entries if _is_id(one.get("id")) and _is_rate(one.get("fps"))}
     expected = "expected COCO-VID as of 'wnlb scenes --video'"
-    if not known:
+    if not videos:
         raise WnlbError(f"annotations have no videos with an id and frames a second (fps); {expected}")
+    places: dict[tuple[Id, int], Image] = {}
     for image in labels.images:
-        number = image.extra.get("frame_id")
-        if image.extra.get("video_id") not in known or not isinstance(number, int):
+        video, number = image.extra.get("video_id"), image.extra.get("frame_id")
+        if not _is_id(video) or video not in videos or not _is_number(number):
             raise WnlbError(f"image {image.file_name} has no video_id of the set or no whole frame_id; {expected}")
+        if (other := places.setdefault((video, number), image)) is not image:
+            raise WnlbError(f"images {other.file_name} and {image.file_name} are one frame of one video; {expected}")
     for entry in labels.annotations:
         if not entry.crowd and _track_of(entry.extra) is None:
             raise WnlbError(f"annotation {entry.id} has neither track_id nor instance_id, a whole number; {expected}")
-    order = {video["id"]: i for i, video in enumerate(entries) if video.get("id") in known}
+    order = {video: i for i, video in enumerate(videos)}
     images = sorted(labels.images, key=lambda image: (order[image.extra["video_id"]], image.extra["frame_id"]))
-    return replace(labels, images=tuple(images))
+    return replace(labels, images=tuple(images), extra={**labels.extra, "videos": [*videos.values()]})
+
+
+def _is_id(value: Any) -> TypeGuard[Id]:
+    return isinstance(value, (int, str))
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, (int, float)) and 0 < value < float("inf")
+    return isinstance(value, (int, float)) and 1e-3 <= value <= 1e6
+
+
+def _is_number(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and abs(value) < 2**53
 
 
 def _track_of(extra: dict[str, Any]) -> int | None:
     found = extra.get("track_id", extra.get("instance_id"))
-    return found if isinstance(found, int) else None
+    return found if _is_number(found) else None
 
 
 def score_tracks(
@@ -185,30 +196,22 @@ class _Sums:
 
     @classmethod
     def of(cls, frames: Sequence[_Frame]) -> _Sums:
-        metrics = _metrics()
-        columns = [list(column) for column in zip(*frames, strict=True)]
+        from trackers import eval as metrics
+
+        true, found, overlap = (list(column) for column in zip(*frames, strict=True))
         return cls(
-            metrics.compute_hota_metrics(*columns),
-            metrics.compute_identity_metrics(*columns),
-            metrics.compute_clear_metrics(*columns),
+            metrics.compute_hota_metrics(true, found, overlap),
+            metrics.compute_identity_metrics(true, found, overlap),
+            metrics.compute_clear_metrics(true, found, overlap),
         )
 
     @staticmethod
     def figures(sums: Sequence[_Sums]) -> TrackFigures:
-        metrics = _metrics()
+        from trackers import eval as metrics
+
         hota = metrics.aggregate_hota_metrics([each._all[0] for each in sums])
         identity = metrics.aggregate_identity_metrics([each._all[1] for each in sums])
         clear = metrics.aggregate_clear_metrics([each._all[2] for each in sums])
         parts = (hota["HOTA"], hota["DetA"], hota["AssA"], identity["IDF1"], clear["MOTA"])
         whole, detection, association, idf1, mota = (float(100 * part) for part in parts)
         return TrackFigures(whole, detection, association, idf1, mota, int(clear["IDSW"]))
-
-
-def _metrics() -> Any:
-    try:
-        import trackers.eval
-    except ImportError as error:
-        raise MissingDependency(
-            f"scores of tracks need {error.name or 'trackers'}; it is not installed: pip install 'wnlb-deploy[track]'"
-        ) from error
-    return trackers.eval

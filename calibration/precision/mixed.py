@@ -47,13 +47,14 @@ def heavy_nodes(model: onnx.ModelProto) -> set[str]:
     """
     groups = groups_of(model)
     found = {node.name for node in model.graph.node if node.name in groups and node.op_type not in _FULL}
-    found -= {node.name for node in model.graph.node if ".pool/" in node.name or node.op_type == "Sigmoid"}
     sampled: set[str] = set()  # in FP32: TensorRT samples in the type of the coordinates
     makers = {output: node for node in model.graph.node for output in node.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
+    found -= {node.name for node in model.graph.node if ".pool/" in node.name}
+    found -= {node.name for node in model.graph.node if node.op_type == "Sigmoid" and not _is_silu(node, readers)}
     for sampling in [node for node in model.graph.node if node.op_type == "GridSample"]:
         sampled.add(sampling.name)
         before, after = [sampling.input[0]], list(sampling.output)
@@ -72,6 +73,12 @@ def heavy_nodes(model: onnx.ModelProto) -> set[str]:
         if node.op_type in _MOVERS and node.input[0] in makers and makers[node.input[0]].name not in found:
             found.discard(node.name)
     return found
+
+
+def _is_silu(sigmoid: onnx.NodeProto, readers: dict[str, list[onnx.NodeProto]]) -> bool:
+    """Whether it is half of an activation, x * sigmoid(x), and no probability."""
+    own = readers.get(sigmoid.output[0], [])
+    return [node.op_type for node in own] == ["Mul"] and sigmoid.input[0] in own[0].input
 
 
 def to_half(

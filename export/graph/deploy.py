@@ -161,19 +161,28 @@ class DetectionStage(nn.Module):
         self.register_buffer("score_threshold", torch.tensor(float(heads.score_thresh)), persistent=False)
         self.candidates, self.detections = options.candidates, heads.detections_per_img
         self.nms = _nms(heads.nms_thresh, options, heads.box_predictor.cls_score.out_features - 1)
+        self.mask_rows = min(options.mask_rows or self.detections, self.detections)
         self.with_masks = options.masks != "none"
         if self.with_masks:
             _check_mask_classes(heads)
             form = RowsMaskBranch if options.target == "cpu" else MaskBranch
-            self.mask = form(pool(heads.mask_roi_pool, self.detections), heads.mask_head, heads.mask_predictor)
+            self.mask = form(pool(heads.mask_roi_pool, self.mask_rows), heads.mask_head, heads.mask_predictor)
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
         maps = self.maps(levels)
         boxes, scores, labels, found = self.boxes(maps, proposals, valid, limit)
         outputs = [boxes, scores, labels.int()]
         if self.with_masks:
-            outputs.append(self.mask(maps, boxes, labels, found) * found[:, :, None, None])
+            outputs.append(self._masks(maps, boxes, labels, found))
         return (*outputs, found.sum(1).int())
+
+    def _masks(self, maps: Maps, boxes: Tensor, labels: Tensor, found: Tensor) -> Tensor:
+        """``[N, D, 2S, 2S]``; zero in rows that are no detection, and behind the best ``mask_rows``."""
+        missing = self.detections - self.mask_rows
+        if missing:
+            boxes, labels, found = (t.narrow(1, 0, self.mask_rows) for t in (boxes, labels, found))
+        masks = self.mask(maps, boxes, labels, found) * found[:, :, None, None]
+        return F.pad(masks, (0, 0, 0, 0, 0, missing)) if missing else masks
 
     def boxes(
         self, maps: Maps, proposals: Tensor, valid: Tensor, limit: Tensor

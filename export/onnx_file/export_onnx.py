@@ -135,10 +135,11 @@ def configure(model: MaskRCNN | Solov2, options: ExportOptions) -> None:
 
 
 def _configure_solov2(model: Solov2, options: ExportOptions) -> None:
-    for name in ("pre_nms_top_n", "post_nms_top_n", "nms_threshold"):
+    for name in ("pre_nms_top_n", "post_nms_top_n", "nms_threshold", "mask_rows"):
         if getattr(options, name) is not None:
             raise WnlbError(
-                f"{name} is {getattr(options, name)}, but SOLOv2 has neither proposals nor NMS of boxes; leave it out. "
+                f"{name} is {getattr(options, name)}, but SOLOv2 has neither proposals nor NMS of boxes, and its masks "
+                "are made at once; leave it out. "
                 "Of its own there are --set nms_candidates=N, nms_sigma=S and cell_threshold=S"
             )
     asked: dict[str, Any] = {"detections": options.detections, "score_threshold": options.score_threshold}
@@ -164,13 +165,15 @@ def make_contract(
         raise GraphError(f"{len(names)} class names for {classes} classes; expected one for each but the background")
     settings = origin.settings if origin else TORCHVISION_SETTINGS
     resize = options.resize or settings.resize or "fit"
+    rows = graph.detect.detections
     return Contract(
         batch=options.batch,
         min_batch=options.min_batch,
         height=options.height,
         width=options.width,
         class_names=names,
-        detections=graph.detect.detections,
+        detections=rows,
+        mask_rows=options.mask_rows if (options.mask_rows or rows) < rows else None,
         candidates=options.candidates,
         framework=settings.framework,
         resize=resize,

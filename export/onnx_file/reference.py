@@ -233,7 +233,10 @@ def as_outputs(found: Sequence[Arrays], rows: int) -> Arrays:
 def difference(
     reference: Sequence[Arrays], outputs: Arrays, score_threshold: float, score_slack: float = SCORE_TOLERANCE
 ) -> Difference:
-    """How far the outputs of a file, or ``as_outputs``, are from what ``eager_detections`` found; see ``match``."""
+    """How far the outputs of a file, or ``as_outputs``, are from what ``eager_detections`` found; see ``match``.
+
+    Masks may be those of the first rows alone.
+    """
     missing = extra = 0
     errors = {"boxes": 0.0, "scores": 0.0, "masks": 0.0}
     for i, found in enumerate(reference):
@@ -242,6 +245,8 @@ def difference(
         missing, extra = missing + own_missing, extra + own_extra
         for key in errors.keys() & own.keys() & found.keys():
             for a, b in pairs:
+                if b >= len(own[key]):  # a row that has no mask
+                    continue
                 errors[key] = float(np.maximum(errors[key], np.abs(found[key][a] - own[key][b]).max()))  # NaN stays
     total = sum(len(found["scores"]) for found in reference)
     return Difference(total, missing, extra, errors["boxes"], errors["scores"], errors["masks"])

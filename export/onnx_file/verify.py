@@ -260,6 +260,8 @@ def _case(
     with without_denormals():
         runs = [session.run(None, {"image": own.image[-n:], CONTENT: own.content[-n:]}) for n in batches]
     outputs = dict(zip(names, map(np.concatenate, zip(*runs, strict=True)), strict=True))
+    if "masks" in outputs and isinstance(graph, DeployGraph):
+        outputs["masks"] = outputs["masks"][:, : graph.detect.mask_rows]
     images = [image for n in batches for image in range(batches[-1])[-n:]]
     truth = [found_eagerly[image] for image in images]
     found = difference(truth, outputs, eager.least_score)
@@ -330,7 +332,9 @@ def _margins(graph: Graph, features: list[Tensor], limit: Tensor) -> tuple[dict[
         if isinstance(detect.box_pool, CellRoIAlign):
             crowded["boxes"] = detect.box_pool.overflow(proposals * real.unsqueeze(-1))
             if detect.with_masks:
-                crowded["masks"] = detect.mask.pool.overflow(detect(features[:4], proposals, real, limit)[0])
+                crowded["masks"] = detect.mask.pool.overflow(
+                    detect(features[:4], proposals, real, limit)[0][:, : detect.mask_rows]
+                )
     return chains, valid.shape[1] < every_pair and bool(cut_off.any()), crowded
 
 

@@ -31,13 +31,15 @@ def split_masks(model: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelP
     ``[1, D, ...]`` of each detection, which the second takes as ``[1, rows, ...]`` for any number of first rows. Each
     row is computed as in the whole. The second's output is ``masks [1, rows, 28, 28]``.
 
-    None where the file has no masks, few rows, is of several frames, or computes its masks in a way that holds the
-    number of rows: with the adaptive RoIAlign of mmdetection's and detectron2's models, or with ``--mask-rows``.
+    None where the file has no masks, few rows, is for a CPU, is of several frames, or computes its masks in a way that
+    holds the number of rows: with the adaptive RoIAlign of mmdetection's and detectron2's models, or with
+    ``--mask-rows``.
     """
     import onnx
     from onnx import shape_inference
 
-    if contract.masks != "box" or contract.batches != range(1, 2) or len(mask_rows(contract.detections)) == 1:
+    has_masks = contract.masks == "box" and contract.target == "gpu" and contract.mask_rows is None
+    if not has_masks or contract.batches != range(1, 2) or len(mask_rows(contract.detections)) == 1:
         return None
     others = [value.name for value in model.graph.output if value.name != MASKS]
     first, second = _cut(model.graph, set(others))
@@ -107,16 +109,22 @@ def _model(
     return part
 
 
-def _takes(part: onnx.ModelProto, rows: int) -> bool:
-    """Whether so many rows go through to the masks; the part's stated output must not tell it."""
+def with_rows(part: onnx.ModelProto, rows: int) -> onnx.ModelProto:
+    """A copy of the second part for so many rows alone."""
     import onnx
 
-    trial = onnx.ModelProto()
-    trial.CopyFrom(part)
-    for value in trial.graph.input:
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(part)
+    for value in (*fixed.graph.input, *fixed.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == ROWS:
                 dim.dim_value = rows
+    return fixed
+
+
+def _takes(part: onnx.ModelProto, rows: int) -> bool:
+    """Whether so many rows go through to the masks; the part's stated output must not tell it."""
+    trial = with_rows(part, rows)
     trial.graph.output[0].type.tensor_type.ClearField("shape")
     shape = with_shapes(trial, strict=True).graph.output[0].type.tensor_type.shape
     return [dim.dim_value for dim in shape.dim] == [1, rows, MASK_SIZE, MASK_SIZE]

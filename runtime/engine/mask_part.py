@@ -60,6 +60,7 @@ class MaskPart:
             captured: makes a graph of what a function puts on the stream; None where it cannot.
         """
         self._latest = next(rows for rows in self._rows if rows >= count) if count else 0
+        self._filled = max(self._filled, self._latest)  # also where the run fails
         if (own := self.latest) is not None:
             graph = own.graphs.get(_HERE)
             if graph:

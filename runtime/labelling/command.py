@@ -44,7 +44,7 @@ SOURCE is a folder of pictures, a glob pattern, a video, a list (.txt), a COCO f
 Whatever ends it (Ctrl-C, a full disk, a power cut), the same command again does the rest: no picture twice, none left
 out. What each picture gave lies in labels/shards/*.parquet; from there come detections.json (COCO) and the other
 formats, and review.csv, the pictures most worth a person's look. A finished job is written anew with another
---format, --min-score, --review or --against in seconds, without the model being run.
+--format, --min-score, --review or --against without the model being run.
 
 A picture that cannot be read is a row with the reason; the exit code is then 3.
 """
@@ -52,7 +52,7 @@ A picture that cannot be read is a row with the reason; the exit code is then 3.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", help="an .onnx of 'wnlb export' or an .engine of 'wnlb build'")
+    parser.add_argument("model", help="an .onnx of 'wnlb export', an .engine of 'build', or triton://HOST:8001/MODEL")
     parser.add_argument("source", help="folder, glob pattern (quoted), video, list, COCO file, or address for fsspec")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the labels")
     parser.add_argument("--images", type=Path, metavar="DIR", help="where the names of a list or COCO file start from")
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     work.add_argument("--threads", type=int, default=0, metavar="N", help="of a worker (default: cores / workers)")
     work.add_argument(
-        "--address", help="do it on Ray: local, auto, HOST:PORT or ray://HOST:10001 (default: processes, without Ray)"
+        "--address", help="do it on Ray: local, HOST:PORT or ray://HOST:10001 (default: processes, without Ray)"
     )
     work.add_argument(
         "--block",
@@ -105,8 +105,9 @@ def run(arguments: argparse.Namespace) -> int:
         if job is None or job.missing():
             crew = Cluster(arguments.address) if arguments.address else Machine()
             stack.callback(crew.close)
-            job = _label(job, settings, inputs, crew, arguments)
-        with _bar(arguments, (1 + ("coco" in formats)) * len(formats) * job.pictures, "write") as bar:
+            with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of its own of workers that died
+                job = _label(job, settings, inputs, crew, arguments)
+        with _bar(arguments, (len(formats) + ("coco" in formats)) * job.pictures, "write") as bar:
             write_formats(job, formats, arguments.min_score, bar.update)
         listed = write_review(job, arguments.review, arguments.min_score, against) if arguments.review else 0
         return _tell(job, formats, listed, arguments)
@@ -179,7 +180,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "model": sha256_of(model) if Path(model).is_file() else model,
         "source": source if "://" in source else os.path.abspath(source),
         "remote": source if "://" in source else "",
-        "images": str(arguments.images or ""),
+        "images": os.path.abspath(arguments.images) if arguments.images else "",
         "bits": arguments.bits,
         "lowest_score": LOWEST_SCORE,
     }

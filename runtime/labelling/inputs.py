@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ class Input:
     """One picture or video."""
 
     name: str  # of the picture, from the folder that all have in common; of a video without its suffix
-    path: str  # of the file; or inside the file system of ``open_remote``
+    path: str  # of the file, absolute; or inside the file system of ``open_remote``
     frames: int | None = None  # of a video, as its container states (0: it does not); None: a picture
 
 
@@ -91,14 +92,14 @@ def find_inputs(source: str, images: Path | None = None) -> list[Input]:
     if "://" in source:
         return _unique([Input(name, path) for name, path in _remote(source)], source)
     if suffix == ".json" and Path(source).is_file():
-        return _unique([Input(name, str(path)) for name, path in _of_coco(Path(source), images)], source)
+        return _unique([Input(name, os.path.abspath(path)) for name, path in _of_coco(Path(source), images)], source)
     listed = suffix == ".txt" and Path(source).is_file()
     paths = listed_pictures(Path(source), images) if listed else files_of(source)
     alone = len(paths) == 1 and not listed
     found = []
     for name, path in PictureSource(paths).paths.items():
         is_video = path.suffix.lower() in VIDEO_SUFFIXES or (alone and path.suffix.lower() not in PICTURE_SUFFIXES)
-        found.append(_video(name, path, alone) if is_video else Input(name, str(path)))
+        found.append(_video(name, path, alone) if is_video else Input(name, os.path.abspath(path)))
     return _unique(found, source)
 
 
@@ -111,7 +112,7 @@ def _video(name: str, path: Path, alone: bool) -> Input:
     except PictureError:  # of many it becomes a row with the reason
         if alone:
             raise
-    return Input(str(PurePosixPath(name).with_suffix("")), str(path), frames)
+    return Input(str(PurePosixPath(name).with_suffix("")), os.path.abspath(path), frames)
 
 
 def _unique(inputs: list[Input], source: str) -> list[Input]:

@@ -55,7 +55,7 @@ class Job:
 
     def write(self, done: Labelled) -> None:
         """Raises WnlbError where it cannot be written: a full disk."""
-        with atomic_path(self.shard(done.block.number)) as temporary:
+        with _durable(self.shard(done.block.number)) as temporary:
             temporary.write_bytes(done.data)
 
     def shards(self) -> list[Path]:
@@ -96,12 +96,21 @@ def start_job(
     make_folder(folder / "shards")
     columns = {name: [getattr(one, name) for one in inputs] for name in ("name", "path", "frames")}
     types = pa.schema([("name", pa.string()), ("path", pa.string()), ("frames", pa.int64())])
-    with atomic_path(folder / "inputs.parquet") as temporary:
+    with _durable(folder / "inputs.parquet") as temporary:
         pq.write_table(pa.table(columns, schema=types), temporary, compression="zstd")
     content = {"format": FORMAT, "settings": settings, "classes": class_names, "block": block, "bits": bits}
-    with atomic_path(folder / MANIFEST) as temporary:
+    with _durable(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
     return Job(folder, settings, class_names, block, bits, tuple(inputs))
+
+
+@contextlib.contextmanager
+def _durable(target: Path) -> Iterator[Path]:
+    """As ``atomic_path``; and the bytes are on the disk before the name is, also where the power is cut."""
+    with atomic_path(target) as temporary:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def read_job(folder: Path) -> Job | None:

@@ -26,6 +26,7 @@ from wnlb.runtime.labelling.inputs import Block, Input, open_remote, read_remote
 from wnlb.runtime.labelling.shards import table_bytes
 from wnlb.runtime.pictures import decode_picture, read_picture
 from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.served_model import model_of, options_for
 from wnlb.runtime.source import Frame, VideoSource
 
 # Rows below it are kept by no format. Those between it and --min-score tell what a person should look at, and let
@@ -77,13 +78,9 @@ class Labeller:
     def __init__(self, options: Options) -> None:
         if options.threads:
             cv2.setNumThreads(options.threads)
-        self._predictor = Predictor(
-            options.model,
-            score_threshold=LOWEST_SCORE,
-            device=options.device,
-            threads=options.threads,
-            trust=options.trust,
-        )
+        model = model_of(options.model)
+        own = options_for(model, options.device, options.threads)
+        self._predictor = Predictor(model, score_threshold=LOWEST_SCORE, trust=options.trust, **own)
         self._reader = _Reader(options)
 
     def facts(self, first: Input) -> Facts:

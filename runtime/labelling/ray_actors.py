@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +25,14 @@ from wnlb.runtime.labelling.pool import Lost
 
 LOCAL = "local"  # the address of a cluster that is started here, for this job alone
 START_S = 300.0  # until a worker answers
+_REACHED_S = 10.0
 
 
 class Cluster:
     """See ``Crew``.
 
     Args:
-        address: ``local``, ``auto``, ``HOST:PORT`` or ``ray://HOST:10001``.
+        address: ``local``, ``HOST:PORT`` or ``ray://HOST:10001``.
 
     Raises:
         WnlbError: Ray is not installed, or no cluster answers.
@@ -39,6 +42,7 @@ class Cluster:
 
     def __init__(self, address: str) -> None:
         self._ray = _import_ray()
+        _check_reachable(address)
         if address == LOCAL:  # a cluster of one machine; Ray would write a token into the home folder
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
@@ -60,13 +64,7 @@ class Cluster:
             worker.kill()
 
     def pool(self, options: Options, workers: int) -> Actors:
-        needed = workers * max(options.threads, 1)
-        if not self._bound(options) and needed > self.cores:
-            raise WnlbError(
-                f"{workers} workers of {max(options.threads, 1)} threads need {needed} cores, the cluster has "
-                f"{self.cores}; give fewer --workers or --threads"
-            )
-        return Actors(self._ray, self._actor(options), self._model(options), workers)
+        return Actors(self._ray, self._actor(options, workers), self._model(options), workers)
 
     def close(self) -> None:
         self._ray.shutdown()
@@ -75,8 +73,18 @@ class Cluster:
         """Whether each worker has a GPU of its own."""
         return self.gpus > 0 and options.device != "cpu"
 
-    def _actor(self, options: Options) -> Any:
-        needs = {"num_gpus": 1} if self._bound(options) else {"num_cpus": max(options.threads, 1)}
+    def _actor(self, options: Options, workers: int = 1) -> Any:
+        """The class of workers. Raises WnlbError where so many do not fit: Ray would wait for ever."""
+        threads = max(options.threads, 1)
+        bound = self._bound(options)
+        there, needed, what = (self.gpus, workers, "GPUs") if bound else (self.cores, workers * threads, "cores")
+        if needed > there:
+            workers_text = f"{workers} workers" if workers > 1 else "a worker"
+            raise WnlbError(
+                f"{workers_text} of {threads} threads need{'s' * (workers == 1)} {needed} {what}, the cluster has "
+                f"{there}; give fewer --workers or --threads"
+            )
+        needs = {"num_gpus": 1} if bound else {"num_cpus": threads}
         return self._ray.remote(**needs, max_restarts=0)(_Remote)
 
     def _model(self, options: Options) -> tuple[Options, Any]:
@@ -84,6 +92,17 @@ class Cluster:
         paths = [Path(options.model), manifest_path(Path(options.model)), *([options.trust] if options.trust else [])]
         files = {path.name: path.read_bytes() for path in paths if path.is_file()}
         return options, self._ray.put(files)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise WnlbError where nobody listens: Ray itself tries for minutes, with many lines."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACHED_S).close()
+    except (OSError, OverflowError) as error:
+        raise WnlbError(f"--address {address}: no Ray cluster answers: {error}") from error
 
 
 class _Remote:
@@ -191,6 +210,8 @@ def _ours(error: Any) -> Exception:
     cause = getattr(error, "cause", None)
     if isinstance(cause, WnlbError):
         return cause
+    if found := re.search(r"wnlb\.runtime\.errors\.\w+: (.+)", str(error)):  # of a worker that could not begin
+        return WnlbError(found[1])
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     told = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(error).__name__)
     return WnlbError(f"a worker cannot work: {told.strip()}; is the same wnlb-deploy installed on each machine?")

@@ -91,12 +91,13 @@ def _pairs(job: Job, against: Job | None) -> Iterator[tuple[dict[str, Any], dict
         return
     if [one.name for one in job.inputs] != [one.name for one in against.inputs]:
         raise WnlbError(f"--against {against.folder} holds labels of other pictures; label the same SOURCE with both")
-    others = against.rows()
-    for row in job.rows():
-        other = next(others, None)
-        while other and other["name"] < row["name"]:
-            other = next(others, None)
-        yield row, other if other and other["name"] == row["name"] else None
+    others, passed = against.rows(), dict[str, dict[str, Any]]()
+    for row in job.rows():  # in the same order, but where a video is cut short in one of them
+        other = passed.pop(row["name"], None)
+        while other is None and (following := next(others, None)):
+            passed[following["name"]] = following
+            other = passed.pop(row["name"], None)
+        yield row, other
 
 
 def doubt(row: dict[str, Any], min_score: float) -> float:

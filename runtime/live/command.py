@@ -28,6 +28,7 @@ from wnlb.runtime.live.watchdog import Watchdog
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.overlay import draw
 from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.served_model import model_of
 from wnlb.runtime.source import PICTURES_FPS
 from wnlb.runtime.table import table
 from wnlb.runtime.tracking.arguments import (
@@ -41,12 +42,14 @@ from wnlb.runtime.tracking.tracks import Tracks
 DEFAULT_PAGE = "127.0.0.1:8080"
 _DESCRIPTION = """\
 Detect in real time. Capture, inference and output overlap; a frame is dropped when a newer one is there, so that what
-you see is now. A camera that is unplugged, or a stream that breaks, is opened again until it is back.
+you see is now. A camera that is unplugged, or a stream that breaks, is opened again until it is back; so is a server
+of the model that does not answer.
 
   wnlb run model.engine 0 --serve 127.0.0.1:8080     # live page; camera 0
   wnlb run model.engine csi://0 --show               # a Jetson's camera connector, in a window
   wnlb run model.engine rtsp://camera/night --jsonl detections.jsonl --video night.mp4
   wnlb run model.onnx drive.mp4 --every-frame --video out.mp4
+  wnlb run triton://server:8001/model rtsp://camera/night --jsonl detections.jsonl    # of 'wnlb triton'
   wnlb run model.engine 0 --serve 127.0.0.1:8080 --track --zone 'gate=0,200 640,200'
   wnlb run model.engine 0 --report night/            # in the morning: night/report.html
 
@@ -58,7 +61,11 @@ Exit code 3: pictures of a folder could not be read.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", type=Path, help="an .engine of 'wnlb build' or an .onnx of 'wnlb export'")
+    parser.add_argument(
+        "model",
+        type=model_of,
+        help="an .engine of 'wnlb build', an .onnx of 'export', or triton://HOST:8001/MODEL of 'triton'",
+    )
     parser.add_argument(
         "source", help="camera index, /dev/video0, csi://0, rtsp://..., video file, picture, folder, or glob (quoted)"
     )
@@ -180,7 +187,8 @@ def _tracked(result: Result, feed: Feed, tracks: Tracks) -> Result:
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """No output may be the source, the model or another output, nor a device."""
     model = arguments.model
-    taken = {path.resolve() for path in (Path(arguments.source), model, model.with_name(model.name + ".json"))}
+    files = [model, model.with_name(model.name + ".json")] if isinstance(model, Path) else []
+    taken = {path.resolve() for path in (Path(arguments.source), *files)}
     for option in ("video", "jsonl", "coco", "mot"):
         named = getattr(arguments, option)
         if not named or str(named) == "-":
@@ -198,6 +206,8 @@ def summary(state: StreamState, backend: str) -> str:
     words = [f"{state.done} frame{'s' * (state.done != 1)}", f"{state.dropped} dropped for newer ones"]
     if state.odd:
         words.append(f"{state.odd} were no pictures")
+    if state.unserved:
+        words.append(f"{state.unserved} without an answer of the model's server")
     if state.reconnects:
         words.append(f"reconnected {state.reconnects} time{'s' * (state.reconnects != 1)}")
     latency = [(name, f"{ms:.1f}") for name, ms in state.latency_ms.items()]
@@ -289,6 +299,9 @@ class _Status:
         state = stream.state()
         if state.state == "reconnecting":
             self._bar.set_description_str(f"{self._name} is lost for {state.silent_s:.0f} s: {state.last_error}")
+            return
+        if state.state == "unserved":
+            self._bar.set_description_str(state.last_error)
             return
         latency = " / ".join(f"{ms:.0f}" for ms in state.latency_ms.values())
         found = f"  {len(result.detections)} found" if result else ""

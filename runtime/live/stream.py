@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.detections import Detections
-from wnlb.runtime.errors import PictureError
+from wnlb.runtime.errors import PictureError, Unavailable
 from wnlb.runtime.latency import RecentTimes
 from wnlb.runtime.live.feed import Capture, Feed, as_bgr, open_feed
 from wnlb.runtime.overlap import Slot
@@ -48,10 +48,11 @@ class Result:
 class StreamState:
     """Counts of a stream at one moment."""
 
-    state: str  # starting, running, reconnecting or ended
+    state: str  # starting, running, reconnecting, unserved (the model's server does not answer) or ended
     captured: int  # frames that the source gave
     dropped: int  # of these, for newer ones were there
     odd: int  # of these, no pictures
+    unserved: int  # of these, for the model's server did not answer
     done: int  # results
     fps: float  # results a second
     latency_ms: dict[str, float]  # p50, p95, p99
@@ -68,8 +69,9 @@ class Stream:
                 print(result.number, f"{result.latency_ms:.0f} ms", result.detections.scores)
 
     While a result is worked on outside, the next frame is in inference and newer ones are captured. A frame that is
-    not in inference when a newer one comes is dropped. A live source that fails is opened again, for ever; the state
-    tells of it. Iteration ends with the source, or with ``close`` from any thread.
+    not in inference when a newer one comes is dropped. A live source that fails is opened again, for ever; and where
+    the model's server does not answer, it is asked again with newer frames. The state tells of both. Iteration ends
+    with the source, or with ``close`` from any thread.
 
     Args:
         predictor: used by a thread of the stream alone until the stream is closed; stays open.
@@ -124,15 +126,16 @@ class Stream:
         """May be called from any thread."""
         counts, now = self._counts, time.perf_counter()
         return StreamState(
-            state=counts.state,
+            state="unserved" if counts.no_answer and counts.state == "running" else counts.state,
             captured=counts.captured,
             dropped=self._frames.dropped,
             odd=counts.odd,
+            unserved=counts.unserved,
             done=counts.done,
             fps=self._recent.per_second(now),
             latency_ms=self._recent.percentiles(),
             reconnects=counts.reconnects,
-            last_error=counts.last_error,
+            last_error=counts.no_answer or counts.last_error,
             silent_s=now - counts.last_frame,
         )
 
@@ -249,12 +252,25 @@ class Stream:
         return f"{self.feed.name} gives no more frames"
 
     def _infer(self) -> None:
-        done = 0
+        done, waits, counts = 0, iter(BACK_OFF), self._counts
         while self._results.wait_free():  # so that the frame is the newest when the result is wanted
             frame = self._frames.take()
             if frame is None:
                 break
-            detections = self._predictor(frame.pixels)
+            try:
+                detections = self._predictor(frame.pixels)
+            except Unavailable as error:
+                if not self.feed.live:
+                    raise
+                counts.unserved += 1
+                if not counts.no_answer:
+                    self._on_change(f"{error}; trying again")
+                counts.no_answer = str(error)
+                self._stop.wait(next(waits, BACK_OFF[-1]))
+                continue
+            if counts.no_answer:
+                self._on_change("the model answers again")
+                counts.no_answer, waits = "", iter(BACK_OFF)
             now = time.perf_counter()
             name, times = self.feed.frame_name(frame.number), dict(self._predictor.times_ms)
             result = Result(frame.number, name, frame.pixels, detections, frame.at, now, times)
@@ -262,9 +278,9 @@ class Stream:
             done += 1
             self._results.put(result, wait=True)
         if not self.stopped:
-            self._counts.state = "ended"
-            if not done and not self._counts.failure:
-                self._counts.failure = PictureError(f"{self.feed.name} holds no frame that can be decoded")
+            counts.state = "ended"
+            if not done and not counts.failure and not counts.unserved:
+                counts.failure = PictureError(f"{self.feed.name} holds no frame that can be decoded")
         self._results.end()
 
 
@@ -282,6 +298,8 @@ class _Counts:
     state: str = "starting"
     captured: int = 0
     odd: int = 0
+    unserved: int = 0
+    no_answer: str = ""  # why the model does not answer now
     done: int = 0
     reconnects: int = 0
     last_error: str = ""

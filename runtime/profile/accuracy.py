@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,12 @@ def accuracy_of(variant: Variant, truth: Truth, how: How, maker: Maker) -> dict[
     against = truth.annotations or variant.reference
     if variant.path is None or against is None:
         return None
-    words: list[str | Path] = ["evaluate", variant.path, "--images", truth.images, "--json"]
+    # What a server holds may have changed since, under the same name.
+    source: Path | str = variant.path if isinstance(variant.path, Path) else f"{variant.path} {time.time_ns()}"
+    words: list[str | Path] = ["evaluate", str(variant.path), "--images", truth.images, "--json"]
     words += ["--annotations", against] if truth.annotations else ["--baseline", against, "--count", str(PICTURES)]
     words += ["--device", how.device, "--threads", str(how.threads)]
-    told = maker.tell(f"{variant.name.replace('/', '_')}.accuracy.json", words, [variant.path, against, truth.images])
+    told = maker.tell(f"{variant.name.replace('/', '_')}.accuracy.json", words, [source, against, truth.images])
     model = told["models"][0]
     bins = {name: _figures(figures) for name, figures in model["by_darkness"].items()}
     return {"truth": told["truth"], **_figures(model["overall"]), "by_darkness": bins}

@@ -34,6 +34,7 @@ from wnlb.runtime.profile.session import add_memory_and_stages, close, measure_r
 from wnlb.runtime.profile.variants import ATTENTION, BACKENDS, ONNX_RUNTIME, Variant, Wanted, is_checkpoint, variants_of
 from wnlb.runtime.profile.worker import How
 from wnlb.runtime.profile.writing import tell
+from wnlb.runtime.served_model import Model, model_of
 from wnlb.runtime.source import open_source
 
 FRAMES = 16
@@ -60,9 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "models",
         nargs="*",
-        type=Path,
+        type=model_of,
         metavar="MODEL",
-        help="checkpoint ('sample' is this package's), .onnx of 'wnlb export' or 'convert', .engine of 'build'",
+        help="checkpoint ('sample' is this package's), .onnx of 'wnlb export' or 'convert', .engine of 'build', "
+        "triton://HOST:8001/MODEL of 'triton'",
     )
     parser.add_argument("-o", "--output", type=Path, help="folder for the report and for what is made")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -166,12 +168,15 @@ def _check(arguments: argparse.Namespace) -> None:
     for model in arguments.models:
         if is_checkpoint(model) and not arguments.size:
             raise WnlbError(f"checkpoint {model} needs --size, that of its input, e.g. --size 416x608")
+        if not isinstance(model, Path):
+            continue
         if not model.is_file() and not (is_checkpoint(model) and not model.suffix):
             raise WnlbError(f"model {model} {'is a folder' if model.is_dir() else 'does not exist'}")
     makes = arguments.precisions or arguments.backends or any(map(is_checkpoint, arguments.models))
     if makes and not arguments.output:
         raise WnlbError("models are to be made; give -o, the folder for them and for the report")
-    stem, count = Counter(model.stem for model in arguments.models).most_common(1)[0]
+    stems = Counter(model.stem for model in arguments.models if isinstance(model, Path))
+    stem, count = stems.most_common(1)[0] if stems else ("", 0)
     if makes and count > 1:
         raise WnlbError(f"{count} models are called {stem}, and so would be what is made of them; rename them")
     if arguments.size:
@@ -210,7 +215,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     return Plan(arguments.warm_up / 1e3, duration, arguments.iterations)
 
 
-def _wanted(model: Path, arguments: argparse.Namespace) -> Wanted:
+def _wanted(model: Model, arguments: argparse.Namespace) -> Wanted:
     """Everything of a checkpoint; an ONNX file as it is; unless something was asked for."""
     checkpoint = is_checkpoint(model)
     return Wanted(

@@ -9,9 +9,11 @@ from pathlib import Path
 from wnlb.runtime.engine.build import BuildOptions, build_engine
 from wnlb.runtime.engine.engine import TensorRtEngine
 from wnlb.runtime.engine.manifest import read_manifest
+from wnlb.runtime.engine.mask_cut import split_masks, with_rows
 from wnlb.runtime.errors import MissingDependency, WnlbError
 from wnlb.runtime.profile.peaks import PRECISIONS, Peaks, RunOf, measure_peaks, random_values, run_in_onnxruntime
 from wnlb.runtime.profile.report import Row
+from wnlb.runtime.profile.stages import place_of
 from wnlb.runtime.profile.variants import ONNX_RUNTIME, Variant
 from wnlb.runtime.profile.work import Work, work_by_stage
 from wnlb.runtime.profile.worker import How
@@ -31,7 +33,7 @@ def add_floors(
             continue
         progress(variant.name)
         try:
-            work = _work(variant.onnx, row.batch)
+            work = _work(variant, row)
             if row.backend not in peaks:
                 peaks[row.backend] = measure_peaks(_run_of(row.backend, how), PRECISIONS)
             row.floor = {stage: _entry(own, peaks[row.backend]) for stage, own in work.items()}
@@ -40,13 +42,25 @@ def add_floors(
     return peaks
 
 
-def _work(path: Path, batch: int) -> dict[str, Work]:
+def _work(variant: Variant, row: Row) -> dict[str, Work]:
+    """Of masks, what was found alone, where the file computes no more of one frame."""
     try:
-        from wnlb.runtime.onnx_file import read_onnx
+        from wnlb.runtime.onnx_file import contract_of, read_onnx
 
-        return work_by_stage(read_onnx(path), batch)
+        assert variant.onnx is not None
+        model = read_onnx(variant.onnx)
+        contract = contract_of(model)
     except ModuleNotFoundError as error:
         raise MissingDependency("onnx is not installed: pip install 'wnlb-deploy[calibration]'") from error
+    path = variant.path if isinstance(variant.path, Path) else None
+    in_parts = path and path.suffix == ".engine" and read_manifest(path).mask_rows
+    cut = split_masks(model, contract) if contract and in_parts else None
+    if cut is None:
+        return work_by_stage(model, row.batch, row.found if row.batch == 1 else 0)
+    works = work_by_stage(cut[0], row.batch)
+    for stage, own in work_by_stage(with_rows(cut[1], row.found)).items() if row.found else ():
+        works[stage] = works[stage] + own if stage in works else own
+    return {stage: works[stage] for stage in sorted(works, key=place_of)}
 
 
 def _entry(work: Work, peaks: Peaks) -> dict[str, object]:

@@ -22,12 +22,13 @@ class Row:
     """One model as one backend runs it. Times are milliseconds, memory is bytes."""
 
     name: str  # of the file
-    backend: str  # onnxruntime, tensorrt, tensorrt-rtx
+    backend: str  # onnxruntime, tensorrt, tensorrt-rtx, triton
     precision: str = ""
     attention: str = ""  # standard or plugin
     sha256: str = ""
     bytes: int = 0
     batch: int = 1
+    found: int = 0  # detections in the frames that stages are measured on
     description: str = ""  # of the backend
     made_by: str = ""  # the command
     build_seconds: float | None = None  # how long that took

@@ -21,6 +21,7 @@ from wnlb.runtime.profile.stages import UNKNOWN
 from wnlb.runtime.profile.variants import Variant
 from wnlb.runtime.profile.worker import How, Worker
 from wnlb.runtime.sensors import Sampler, conditions_of, find_sensors, over_current_growth
+from wnlb.runtime.served_model import Model
 
 STAGE_RUNS = 5
 MAPPED = 0.95  # of the time that the profiler saw; below that stages are doubted
@@ -32,16 +33,17 @@ Progress = Callable[[str], object]
 def row_of(variant: Variant, maker: Maker) -> Row:
     """What is known before it runs."""
     row = Row(variant.name, variant.backend, variant.precision, variant.attention, failure=variant.failure)
-    if variant.path:
-        row.sha256, row.bytes = sha256_of(variant.path), variant.path.stat().st_size
+    path = variant.path if isinstance(variant.path, Path) else None
+    if path:
+        row.sha256, row.bytes = sha256_of(path), path.stat().st_size
     made = maker.made.get(variant.name)
-    if made and variant.path and variant.path.parent == maker.folder:
+    if made and path and path.parent == maker.folder:
         row.made_by, row.build_seconds = made.command, made.seconds
     return row
 
 
 def open_workers(
-    rows: dict[str, Row], paths: dict[str, Path], frames: list[NDArray[np.uint8]], how: How, progress: Progress
+    rows: dict[str, Row], paths: dict[str, Model], frames: list[NDArray[np.uint8]], how: How, progress: Progress
 ) -> list[Worker]:
     """A worker for each row that has a file; a row whose model cannot be opened bears the reason."""
     workers: list[Worker] = []
@@ -69,7 +71,7 @@ def _take_facts(row: Row, worker: Worker) -> None:
     if not contract:
         row.warnings.append(NOT_OURS)
         return
-    row.precision, row.batch = contract["precision"], facts["batch"]
+    row.precision, row.batch, row.found = contract["precision"], facts["batch"], facts["found"]
     if not row.attention:
         forms = {form.rpartition("/")[2] for form in contract["attention"].values()}
         row.attention = "plugin" if "plugin" in forms else "standard"

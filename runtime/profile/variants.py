@@ -12,8 +12,10 @@ from wnlb.runtime.engine.manifest import LIBRARIES, read_manifest
 from wnlb.runtime.engine.tensorrt import load_tensorrt
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.profile.making import Maker
+from wnlb.runtime.served_model import Model
 
 ONNX_RUNTIME = "onnxruntime"
+TRITON = "triton"  # a server, whatever runs there
 BACKENDS = (ONNX_RUNTIME, *LIBRARIES)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 ATTENTION = ("standard", "plugin")
@@ -59,19 +61,23 @@ class Variant:
     backend: str
     precision: str = ""  # "" to be read from the file
     attention: str = ""
-    path: Path | None = None
+    path: Model | None = None
     onnx: Path | None = None  # the file itself, or what the engine was built from
     reference: Path | None = None  # the FP32 file of the same model
     failure: str = ""
 
 
-def is_checkpoint(source: Path) -> bool:
+def is_checkpoint(source: Model) -> bool:
     """Whether ``wnlb export`` reads it."""
+    if not isinstance(source, Path):
+        return False
     return source.suffix.lower() in CHECKPOINTS or (str(source) == SAMPLE and not source.exists())
 
 
-def variants_of(source: Path, wanted: Wanted, maker: Maker) -> list[Variant]:
+def variants_of(source: Model, wanted: Wanted, maker: Maker) -> list[Variant]:
     """What of one model is measured, made where it is missing. What cannot be made bears the reason."""
+    if not isinstance(source, Path):
+        return [Variant(str(source), TRITON, path=source)]
     if source.suffix == ".engine":
         return [_engine(source)]
     return [*_Family(source, wanted, maker)]

@@ -38,7 +38,8 @@ _PER_INPUT = frozenset("ArgMax ArgMin GlobalAveragePool GlobalMaxPool TopK".spli
 # Their output is their first input in another shape, order or scale, which whoever reads it can apply.
 _VIEWS = frozenset("DequantizeLinear Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
 # A size that depends on what is found, as our files for a CPU have it in their mask branch: "196*rows0 + 1".
-_ROWS = re.compile(r"(?:\d+\*)*rows\d+")
+# Those of the mask branch are rows0 and rows1; rows100 and up are what a level or class has, see ``name_rows``.
+_ROWS = re.compile(r"(?P<number>\d+)|(?:\d+\*)*(?:(?P<masks>rows\d{1,2})|rows\d+)")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class Work:
 
     flops: dict[str, float]
     bytes: int
+
+    def __add__(self, other: Work) -> Work:
+        """Of both, one after the other."""
+        kinds = self.flops.keys() | other.flops.keys()
+        flops = {kind: self.flops.get(kind, 0.0) + other.flops.get(kind, 0.0) for kind in sorted(kinds)}
+        return Work(flops, self.bytes + other.bytes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class _Tensor:
         return self.count * _BYTES[self.type]
 
 
-def work_by_stage(model: onnx.ModelProto, batch: int | None = None) -> dict[str, Work]:
+def work_by_stage(model: onnx.ModelProto, batch: int | None = None, rows: int = 0) -> dict[str, Work]:
     """The work of one run by stage, in the order of the network; ``model`` stays as it is.
 
     Stages as ``stages_of`` tells them. Local functions are
@@ -84,16 +91,18 @@ def work_by_stage(model: onnx.ModelProto, batch: int | None = None) -> dict[str,
     belongs to its readers, and QuantizeLinear to the stage that makes its input, so that INT8 crosses as INT8. Their
     scales are left out.
 
-    Masks that are computed for what is found alone, in files for a CPU, count as those of an empty frame: the least.
+    Masks that are computed for what is found alone, in files for a CPU, count for ``rows``. What RoIAlign and NMS share
+    out by levels and classes counts as none there: the least.
 
     Args:
         model: with static shapes, but for such rows and an open batch. Weights may lie in files beside it.
         batch: frames of the run, where that is open.
+        rows: detections of the run, where the file computes no more.
 
     Raises:
         WnlbError: the shape or type of a tensor is not known, or a node has graphs of its own.
     """
-    network = _Network(model, batch)
+    network = _Network(model, batch, rows)
     flops: dict[str, dict[str, float]] = {stage: {} for stage in network.stages}
     for node, stage in zip(network.nodes, network.stages, strict=True):
         count, precision = network.flops(node), network.precision(node)
@@ -106,11 +115,11 @@ def work_by_stage(model: onnx.ModelProto, batch: int | None = None) -> dict[str,
 class _Network:
     """The nodes of a model, their stages, and what becomes of each tensor."""
 
-    def __init__(self, model: onnx.ModelProto, batch: int | None) -> None:
+    def __init__(self, model: onnx.ModelProto, batch: int | None, rows: int) -> None:
         inferred = with_shapes(model, batch=batch)
         self.nodes = list(inferred.graph.node)
         self.stages = stages_of(node.name for node in self.nodes)
-        self._tensors = _tensors(inferred, model.graph.initializer)
+        self._tensors = _tensors(inferred, model.graph.initializer, rows)
         self._constants = {tensor.name for tensor in model.graph.initializer}
         self._outputs = [value.name for value in inferred.graph.output]
         self._sources: dict[str, str] = {}  # of views
@@ -205,13 +214,18 @@ def _flops(node: onnx.NodeProto, shapes: Sequence[tuple[int, ...]], outputs: int
     return float(_PER_OUTPUT.get(node.op_type, 1) * outputs)
 
 
-def _least(size: str) -> int | None:
-    """A size by its name where no row is found; None where it is no sum of rows and numbers."""
-    terms = ["0" if _ROWS.fullmatch(term) else term for term in size.split(" + ")]
-    return sum(map(int, terms)) if all(map(str.isdecimal, terms)) else None
+def _size_of(size: str, rows: int) -> int | None:
+    """A size by its name where so many rows are found; None where it is no sum of rows and numbers."""
+    terms = [_ROWS.fullmatch(term) for term in size.split(" + ")]
+    if not all(terms):
+        return None
+    sizes = [(math.prod(map(int, re.findall(r"(\d+)\*", term[0]))), term) for term in terms if term]
+    return sum(
+        int(term["number"]) if term["number"] else factor * (rows if term["masks"] else 0) for factor, term in sizes
+    )
 
 
-def _tensors(inferred: onnx.ModelProto, weights: Iterable[onnx.TensorProto]) -> dict[str, _Tensor]:
+def _tensors(inferred: onnx.ModelProto, weights: Iterable[onnx.TensorProto], rows: int) -> dict[str, _Tensor]:
     """All tensors with a known type and shape, by name."""
     from onnx import TensorProto
 
@@ -221,7 +235,7 @@ def _tensors(inferred: onnx.ModelProto, weights: Iterable[onnx.TensorProto]) -> 
         declared = value.type.tensor_type
         dims = declared.shape.dim
         kind = TensorProto.DataType.Name(declared.elem_type)
-        sizes = [dim.dim_value if dim.HasField("dim_value") else _least(dim.dim_param) for dim in dims]
+        sizes = [dim.dim_value if dim.HasField("dim_value") else _size_of(dim.dim_param, rows) for dim in dims]
         if kind in _BYTES and declared.HasField("shape") and None not in sizes:
             found[value.name] = _Tensor(kind, tuple(size for size in sizes if size is not None))
     for tensor in weights:

@@ -27,6 +27,7 @@ from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.profile.measure import Times
 from wnlb.runtime.profile.onnxruntime_stages import stages_in_onnxruntime
 from wnlb.runtime.profile.stages import stage_times
+from wnlb.runtime.served_model import Model, options_for
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Worker:
         WnlbError: the model cannot be opened or run.
     """
 
-    def __init__(self, name: str, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
+    def __init__(self, name: str, model: Model, frames: list[NDArray[np.uint8]], how: How) -> None:
         self.name, self.how = name, how
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -113,7 +114,7 @@ class Worker:
 class _Runner:
     """The other side: the model, and what is asked of it."""
 
-    def __init__(self, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
+    def __init__(self, model: Model, frames: list[NDArray[np.uint8]], how: How) -> None:
         started = time.perf_counter()
         self._subject = _opened(model, frames, how)
         start_up_ms = 1e3 * (time.perf_counter() - started)
@@ -124,6 +125,7 @@ class _Runner:
             "first_ms": first["total"],
             "contract": self._subject.contract,
             "batch": self._subject.batch,
+            "found": self._subject.found,
         }
 
     def run(self, count: int) -> list[Times]:
@@ -147,11 +149,13 @@ class _Runner:
         return peak, self._subject.device_bytes
 
 
-def _opened(model: Path, frames: list[NDArray[np.uint8]], how: How) -> Any:
+def _opened(model: Model, frames: list[NDArray[np.uint8]], how: How) -> Any:
     """Whole frames for a model of ours, bare inference for another."""
     try:
         return _Frames(model, frames, how)
     except ContractError:
+        if not isinstance(model, Path):
+            raise
         if model.suffix == ".engine" and not read_manifest(model).contract:
             return _BareEngine(model, how)
         if model.suffix == ".onnx":
@@ -163,6 +167,8 @@ def _opened(model: Path, frames: list[NDArray[np.uint8]], how: How) -> Any:
 
 class _Engine:
     """What can be asked of engines, of ours and others."""
+
+    found = 0  # detections of the first frames, on which stages are measured
 
     def __init__(self, engine: TensorRtEngine | TensorRtBackend, how: How) -> None:
         self._engine, self._how = engine, how
@@ -183,6 +189,7 @@ class _Session:
     """What can be asked of ONNX Runtime's sessions: its profiler is asked elsewhere, the GPU's memory not at all."""
 
     device_bytes = 0
+    found = 0
 
     def timed(self) -> Times:
         return {}
@@ -194,11 +201,9 @@ class _Session:
 class _Frames:
     """A model of ours, on frames in turns."""
 
-    def __init__(self, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
-        self._predictor = Predictor(
-            model, device="auto" if model.suffix == ".engine" else how.device, threads=how.threads
-        )
-        self._model, self._threads = model, how.threads
+    def __init__(self, model: Model, frames: list[NDArray[np.uint8]], how: How) -> None:
+        self._predictor = Predictor(model, **options_for(model, how.device, how.threads))
+        self._model, self._threads, self.found = model, how.threads, 0
         self.batch = _batch(model, self._predictor.contract, how.batch)
         self._batches = [[frames[(i + j) % len(frames)] for j in range(self.batch)] for i in range(len(frames))]
         self._turns = itertools.cycle(self._batches)
@@ -216,14 +221,18 @@ class _Frames:
         return self._inner.device_bytes
 
     def run(self) -> Times:
-        self._predictor.predict_batch(next(self._turns))
+        frames = next(self._turns)
+        detections = self._predictor.predict_batch(frames)
+        if frames is self._batches[0]:
+            self.found = sum(map(len, detections))
         return self._predictor.times_ms
 
     def stages(self, runs: int) -> dict[str, float]:
         if isinstance(self._inner, _Engine):
+            self._predictor.predict_batch(self._batches[0])  # the layers run on what that leaves
             return self._inner.stages(runs)
-        if not self.description.partition(", ")[2].startswith("CPU"):
-            return {}  # of a GPU ONNX Runtime's profiler sees the launches only
+        if not isinstance(self._model, Path) or not self.description.partition(", ")[2].startswith("CPU"):
+            return {}  # of a server, and of a GPU, of which ONNX Runtime's profiler sees the launches only
         inputs = prepared_inputs(self._predictor.contract, self._batches[0])
         return stages_in_onnxruntime(self._model, inputs, self._threads, runs)
 
@@ -263,7 +272,7 @@ class _BareOnnx(_Session):
         return {}
 
 
-def _batch(model: Path, contract: Contract, wanted: int) -> int:
+def _batch(model: Model, contract: Contract, wanted: int) -> int:
     """Frames of a run."""
     if not wanted:
         return contract.batches[0]
@@ -283,7 +292,7 @@ def _zeros(model: Path, value: Any) -> NDArray[Any]:
         raise WnlbError(f"{model}: input {value.name} is {kind}, which NumPy lacks") from error
 
 
-def _serve(connection: Connection, model: Path, frames: list[NDArray[np.uint8]], how: How) -> None:
+def _serve(connection: Connection, model: Model, frames: list[NDArray[np.uint8]], how: How) -> None:
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError), connection:  # the other side has ended
         try:
             runner = _Runner(model, frames, how)

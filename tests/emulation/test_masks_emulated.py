@@ -176,6 +176,44 @@ def test_every_fault_is_told_and_leaves_nothing(tmp_path: Path, driver: Any, trt
     backend.close()
 
 
+def work_on(backend: TensorRtBackend) -> None:
+    for count in (3, 3, 3, 0, 12, 12):
+        backend.run(inputs(count, count))
+    backend.timed(True, True, False)
+    backend.layer_times(1)
+
+
+@pytest.mark.parametrize("shared", [0, 1], ids=["own memory", "shared memory"])
+def test_every_call_that_fails_is_told_and_leaves_nothing(
+    tmp_path: Path, driver: Any, trt: Any, memory: str, shared: int
+) -> None:
+    """The first, the second, ... call of the driver fails; after it the masks are right again."""
+    driver.emulatedMachine(1, 87, shared)
+    source = model(tmp_path)
+    engine, expected = built(source), OnnxRuntimeBackend(source, device="cpu").run(inputs(5, 9))["masks"]
+    alive, told = driver.emulatedAlive(), 0
+    for call in range(1, 300):
+        backend, failure = None, None
+        driver.emulatedFailAt(call)
+        try:
+            backend = TensorRtBackend(engine)
+            work_on(backend)
+        except WnlbError as error:
+            failure = error
+            told += 1
+        calls = driver.emulatedCalls()
+        driver.emulatedFailAt(0)
+        if backend:
+            np.testing.assert_allclose(backend.run(inputs(5, 9))["masks"], expected, atol=1e-6, rtol=0)
+            backend.close()
+        assert driver.emulatedAlive() == alive, f"call {call} leaks"
+        if calls < call:
+            break
+        assert failure or "no CUDA graph" in backend.description or memory == "PyCUDA", f"call {call} is not told"
+    assert 40 < call < 299
+    assert told > 30
+
+
 def test_without_a_cuda_graph_it_goes_on(tmp_path: Path, driver: Any, trt: Any) -> None:
     source = model(tmp_path)
     reference, backend = OnnxRuntimeBackend(source, device="cpu"), TensorRtBackend(built(source))

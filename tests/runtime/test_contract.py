@@ -125,6 +125,16 @@ def test_a_contract_of_several_batches():
             contract.batch_for(frames)
 
 
+def test_a_contract_of_few_masks():
+    contract = Contract(**{**REQUIRED, "detections": 9, "mask_rows": 8})
+    assert Contract.from_json(contract.to_json()) == contract
+    assert contract.output_shapes["masks"] == (REQUIRED["batch"], 9, 28, 28)
+    assert "mask_rows" not in json.loads(Contract(**REQUIRED).to_json())
+    for rows in (0, 9, 2.0, True, "3"):
+        with pytest.raises(ContractError, match=r"mask_rows is .*; expected a whole number from 1 up, below 9"):
+            Contract.from_json(written(detections=9, mask_rows=rows))
+
+
 def test_a_contract_of_one_batch_is_written_as_before():
     contract = Contract(**{**REQUIRED, "batch": 4})
     assert "min_batch" not in json.loads(contract.to_json())

@@ -121,10 +121,23 @@ def test_sets_that_are_no_videos_are_refused() -> None:
         replace(labels, extra={"videos": "two"}),
         replace(labels, images=(replace(first, extra={"video_id": 9, "frame_id": 0}),)),
         replace(labels, images=(replace(first, extra={"video_id": 1, "frame_id": "0"}),)),
+        replace(labels, images=(replace(first, extra={"video_id": [1], "frame_id": 0}),)),
+        replace(labels, images=(replace(first, extra={"video_id": 1, "frame_id": 10**400}),)),
+        replace(labels, images=(first, replace(first, id=-1))),
+        replace(labels, extra={"videos": [{"id": [1], "fps": 5}, {"id": 1, "fps": float("nan")}, 7]}),
         replace(labels, annotations=(replace(entry, extra={}),)),
+        replace(labels, annotations=(replace(entry, extra={"track_id": 2**70}),)),
     ):
         with pytest.raises(WnlbError, match="expected COCO-VID"):
             by_video(wrong)
+
+
+def test_videos_that_cannot_be_meant_are_left_out() -> None:
+    labels, _ = planted_tracks()
+    odd = replace(labels, extra={"videos": [*labels.extra["videos"], {"id": 3}, {"fps": 1}, None]})
+    kept = by_video(odd)
+    assert kept.extra["videos"] == labels.extra["videos"]
+    VideoTracks(kept)
 
 
 @pytest.fixture

@@ -26,9 +26,10 @@ def _float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def stage(target: str, conventions: MaskRcnnConventions) -> Any:
+def stage(target: str, conventions: MaskRcnnConventions, **fields: int) -> Any:
     """The detection stage for a batch of three."""
-    model, options = small_model().double(), ExportOptions(HEIGHT, WIDTH, batch=3, detections=ROWS, target=target)
+    model = small_model().double()
+    options = ExportOptions(HEIGHT, WIDTH, batch=3, detections=ROWS, target=target, **fields)
     configure(model, options)
     return DeployGraph(model, options, conventions).detect
 
@@ -53,6 +54,21 @@ def test_for_a_cpu_it_computes_the_same_as_the_convolutions(counts: tuple[int, .
     torch.testing.assert_close(masks[1], masks[0] * rows[-1][:, :, None, None], atol=1e-10, rtol=0)
     assert masks[1].shape == (3, ROWS, 28, 28)
     assert all(mask[:count].all() and not mask[count:].any() for mask, count in zip(masks[1], counts, strict=True))
+
+
+@pytest.mark.parametrize("conventions", [TORCHVISION, MMDETECTION], ids=lambda each: each.framework)
+@pytest.mark.parametrize("target", ["gpu", "cpu"])
+def test_a_fixed_number_of_masks(target: str, conventions: MaskRcnnConventions) -> None:
+    """The best rows are as in all, the others zero."""
+    levels, *rows = inputs((3, 17, ROWS))
+    whole, few, more = (stage(target, conventions, **own) for own in ({}, {"mask_rows": 8}, {"mask_rows": 99}))
+    maps = whole.maps(levels)
+    expected = whole._masks(maps, *rows)
+    found = few._masks(maps, *rows)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found[:, :8], expected[:, :8], atol=1e-12, rtol=0)
+    assert not found[:, 8:].any()
+    torch.testing.assert_close(more._masks(maps, *rows), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("conventions", [TORCHVISION, MMDETECTION], ids=lambda each: each.framework)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from model_inputs import whole
@@ -36,13 +37,19 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"mode": "gaussian", "placement": "lateral"},
         {"attention": "plugin"},
     ),
-    "dot fpn resnet50, batch 2": ({"mode": "dot", "placement": "fpn", "backbone": "resnet50"}, {"batch": 2}),
+    "dot fpn resnet50, batch 2, few masks": (
+        {"mode": "dot", "placement": "fpn", "backbone": "resnet50"},
+        {"batch": 2, "mask_rows": 12},
+    ),
     "concatenate inline": ({"mode": "concatenate"}, {"width": 64}),
     "unweighted, plugin at two levels, no masks": (
         {"weighted": False},
         {"masks": "none", "width": 160, "attention": "c2=plugin,c5=plugin"},
     ),
-    "for a CPU, batch 2": ({"levels": ("c2", "c3")}, {"target": "cpu", "batch": 2, "attention_memory": 2**20}),
+    "for a CPU, batch 2": (
+        {"levels": ("c2", "c3")},
+        {"target": "cpu", "batch": 2, "attention_memory": 2**20, "mask_rows": 7},
+    ),
     "no blocks, few proposals": ({"levels": ()}, {"post_nms_top_n": 50, "detections": 10, "candidates": 200}),
 }
 
@@ -70,6 +77,12 @@ def test_variants_export_verify_and_build(tmp_path: Path, variant: str) -> None:
     forms = [plan.form for plan in report.plans]
     assert sum(node.op_type == RUNTIME_OP for node in file.graph.node) == forms.count("multi-head")
     assert sum(node.op_type == PLUGIN_OP for node in file.graph.node) == len(file.functions) == forms.count("plugin")
+    if rows := report.contract.mask_rows:
+        inputs = {"image": dark_scene((2, 64, 96, 3)), "content": np.array([[64, 96]] * 2, np.int32)}
+        count, masks = ort.InferenceSession(str(path)).run(["count", "masks"], inputs)
+        assert count.min() > rows == VARIANTS[variant][1]["mask_rows"]
+        assert masks[:, :rows].all()
+        assert not masks[:, rows:].any()
     if report.contract.target == "gpu":
         assert build_in_tensorrt_rtx(path) > 1e6
 
@@ -260,6 +273,8 @@ def test_lint_wants_static_shapes_and_the_contracts_interface() -> None:
         {"batch": 0},
         {"detections": 4000},
         {"candidates": 0},
+        {"mask_rows": 0},
+        {"mask_rows": 5, "masks": "none"},
         {"score_threshold": 1.5},
         {"nms_threshold": -0.1},
         {"masks": "full"},

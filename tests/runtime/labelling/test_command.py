@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,18 @@ def test_lists_coco_files_and_addresses(label: Any, night: str, tmp_path: Path) 
     assert rows[2][1] == rows[0][1] == rows[1][0]
 
 
+def test_a_job_goes_on_from_another_working_folder(
+    label: Any, night: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    label("night", "out", "--block", "1")
+    (tmp_path / "out/shards/000000.parquet").unlink()
+    monkeypatch.chdir(tmp_path / "night")
+    ran = label("../night", "../out")
+    assert ran.err == f"wnlb label: picture {tmp_path}/night/bad.png is empty (0 bytes)\n"
+    assert images(tmp_path / "out") == ["a.png", "e.png"]
+
+
 def test_what_came_later_is_told_and_what_is_gone_is_a_row(
     label: Any, night: str, picture: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -190,6 +203,18 @@ def test_review_has_what_two_models_disagree_on_first(
     assert same.code == 3
     with open(tmp_path / "out/review.csv") as file:
         assert {row["disagreement"] for row in csv.DictReader(file)} == {"0"}
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "extra"), [("ray", ["--address", "local"], "ray"), ("pyarrow", [], "label")]
+)
+def test_a_package_that_is_missing_is_one_line(
+    label: Any, night: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, words: list[str], extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    said = label(night, tmp_path / "out", *words).refused()
+    assert "is not installed: pip install 'wnlb-deploy[" + extra in said
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 def test_refusals(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,32 +16,9 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from held_picture import WAIT, opened_by_a_worker, until
 
 from wnlb.runtime.labelling.shards import table_bytes
-
-WAIT = 20  # seconds until a test that hangs fails
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    end = time.monotonic() + WAIT
-    while not (found := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.005)
-    return found
-
-
-def opened_by_a_worker(pipe: Path) -> int:
-    """The writing end of a named pipe, once a worker reads the other."""
-
-    def opened() -> int | None:
-        try:
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # nobody reads
-                raise
-            return None
-
-    return until(opened)
 
 
 @pytest.fixture

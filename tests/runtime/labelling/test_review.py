@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from wnlb.runtime.labelling.review import Candidate, agreed, deviations, doubt, worth_a_look
+from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.labelling.inputs import Input
+from wnlb.runtime.labelling.review import Candidate, _pairs, agreed, deviations, doubt, worth_a_look
 
 
 def found(*objects: tuple[str, float, tuple[float, float, float, float]]) -> list[dict[str, Any]]:
@@ -37,6 +40,27 @@ def test_objects_of_two_models_agree_by_class_and_box() -> None:
     assert agreed(first, found(("lamp", 0.9, (20, 20, 5, 2.4)))) == 0  # IoU 0.48
     assert agreed(first, found(("lamp", 0.9, (20, 20, 5, 2.5)))) == 1
     assert agreed([], first) == agreed(first, []) == 0
+
+
+class Rows:
+    """A job that has these pictures and rows."""
+
+    folder = "other"
+
+    def __init__(self, *names: str) -> None:
+        self.inputs, self._names = [Input("v", "v.mp4", 9)], names
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        return iter([{"name": name} for name in self._names])
+
+
+def test_rows_of_two_jobs_are_paired_by_name_also_where_one_lacks_some() -> None:
+    first, second = Rows("v_00", "v_01", "v-b", "w"), Rows("v_00", "v-b", "x", "w")
+    pairs = [(row["name"], other and other["name"]) for row, other in _pairs(first, second)]  # type: ignore[arg-type]
+    assert pairs == [("v_00", "v_00"), ("v_01", None), ("v-b", "v-b"), ("w", "w")]
+    second.inputs = [Input("u", "u.png")]
+    with pytest.raises(WnlbError, match="labels of other pictures"):
+        list(_pairs(first, second))  # type: ignore[arg-type]
 
 
 def test_reasons_take_turns_and_no_picture_comes_twice() -> None:

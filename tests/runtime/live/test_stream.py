@@ -16,7 +16,7 @@ import psutil
 import pytest
 from scripted_stream import WAIT, Answering, Gate, Scripted, feed, number_in, numbered, until
 
-from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.errors import PictureError, Unavailable, WnlbError
 from wnlb.runtime.live.stream import ODD_FRAMES, Stream
 from wnlb.runtime.predictor import Predictor
 
@@ -300,3 +300,50 @@ def test_memory_does_not_grow_over_2000_frames(planted_model_path: Path) -> None
     state = stream.state()
     assert (state.done, state.dropped) == (2000, 0)
     assert max(sizes) - sizes[0] < 8 << 20
+
+
+class _Unserved(Answering):
+    """Its server is away for a while."""
+
+    def __init__(self, away: range) -> None:
+        super().__init__()
+        self._away = away
+
+    def __call__(self, frame: np.ndarray) -> Any:
+        found = super().__call__(frame)
+        if len(self.seen) - 1 in self._away:
+            raise Unavailable("no server answers at gpu:8001")
+        return found
+
+
+def test_a_model_whose_server_is_away_is_asked_again() -> None:
+    """Of a camera, with a newer frame each time; told once, and once when it is back."""
+    gate, told = Gate(), []
+    predictor, states = _Unserved(range(1, 4)), []
+    capture = Scripted([numbered(n) for n in range(6)], gate)
+    with Stream(predictor, feed(capture), on_change=told.append) as stream:  # type: ignore[arg-type]
+        results = iter(stream)
+        for number in range(6):
+            gate.wait_for_one()
+            gate.open()
+            until(lambda number=number: len(predictor.seen) > number)
+            if number in (0, 4, 5):
+                assert number_in(next(results).pixels) == number
+            else:
+                until(lambda number=number: stream.state().unserved == number)
+            states.append(stream.state())
+        assert predictor.seen == [0, 1, 2, 3, 4, 5]
+    assert told[:2] == ["no server answers at gpu:8001; trying again", "the model answers again"]
+    assert [state.state for state in states] == ["running", *["unserved"] * 3, "running", "running"]
+    assert states[2].last_error == "no server answers at gpu:8001"
+    assert (stream.state().unserved, stream.state().done) == (3, 3)
+    gate.open()
+
+
+def test_of_a_file_a_server_that_is_away_ends_the_stream() -> None:
+    capture = Scripted([numbered(n) for n in range(3)])
+    with (
+        Stream(_Unserved(range(1, 2)), feed(capture, live=False), every_frame=True) as stream,  # type: ignore[arg-type]
+        pytest.raises(Unavailable, match="no server answers"),
+    ):
+        assert [number_in(result.pixels) for result in stream] == []

@@ -17,7 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wnlb.export.graph.attention import plan_attention
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention
+from wnlb.runtime.engine.mask_cut import split_masks, with_rows
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.onnx_file import read_model
 from wnlb.runtime.profile.stages import STAGES, stage_of
 from wnlb.runtime.profile.work import Work, work_by_stage
 
@@ -278,7 +280,8 @@ def test_a_shape_that_is_not_known_is_refused_by_the_name_of_its_node() -> None:
         work_by_stage(model)
 
 
-def test_rows_that_depend_on_what_is_found_count_as_none() -> None:
+def test_rows_that_depend_on_what_is_found() -> None:
+    """Count as none where nothing is told of them, those of levels always."""
     nodes = [
         node("Relu", "x", "a"),
         node("MatMul", "a w", "b"),
@@ -287,8 +290,13 @@ def test_rows_that_depend_on_what_is_found_count_as_none() -> None:
     ]
     model = made(nodes, {"x": ["196*rows0 + rows1", 8]}, ["y"], {"w": zeros(8, 8), "pads": np.array([1, 0, 0, 0])})
     model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, ["196*rows0 + rows1 + 1", 8]))
-    works = work_by_stage(model)
-    assert works["rpn"] == Work({"fp32": 8}, 2 * 4 * 8)
+    assert work_by_stage(model)["rpn"] == Work({"fp32": 8}, 2 * 4 * 8)
+    of_three = work_by_stage(model, rows=3)["rpn"]
+    flops = 8 * 591 + 2 * 8 * 8 * 591 + 8 * 592
+    assert of_three == Work({"fp32": flops}, 4 * 8 * (591 + 592) + 4 * 8 * 8 + 4 * 8)  # both ends, weights, pads
+    for name in ("rows100", "2*rows101 + rows102"):
+        levels = made([node("Relu", "x", "y", f"{RPN}Relu")], {"x": [name, 8]}, ["y"])
+        assert work_by_stage(levels, rows=3)["rpn"] == Work({}, 0)
 
 
 def test_a_file_for_a_cpu_has_work(small_cpu_model_path: Path, brief_model_path: Path) -> None:
@@ -297,6 +305,21 @@ def test_a_file_for_a_cpu_has_work(small_cpu_model_path: Path, brief_model_path:
     assert list(works) == list(same)
     assert works["c2"] == same["c2"]
     assert works["mask head"].flops.get("fp32", 0) < 1e-3 * same["mask head"].flops["fp32"]
+    five, ten = (work_by_stage(onnx.load(small_cpu_model_path), rows=rows)["mask head"] for rows in (5, 10))
+    assert ten.flops["fp32"] == pytest.approx(2 * five.flops["fp32"], rel=0.05)
+    assert 0.02 < five.flops["fp32"] / same["mask head"].flops["fp32"] < 0.08
+    assert five.bytes < ten.bytes
+
+
+def test_the_parts_of_a_cut_file_share_its_work(brief_model_path: Path) -> None:
+    model, contract = read_model(brief_model_path)
+    whole, cut = work_by_stage(model), split_masks(model, contract)
+    assert cut
+    before, masks = work_by_stage(cut[0]), work_by_stage(with_rows(cut[1], contract.detections))
+    both = {stage: before.get(stage, none) + masks.get(stage, none) for none in [Work({}, 0)] for stage in whole}
+    assert {stage: work.flops for stage, work in both.items()} == {stage: work.flops for stage, work in whole.items()}
+    tenth = work_by_stage(with_rows(cut[1], contract.detections // 10))["mask head"]
+    assert tenth.flops["fp32"] == pytest.approx(masks["mask head"].flops["fp32"] / 10)
 
 
 def test_a_loop_is_refused() -> None:

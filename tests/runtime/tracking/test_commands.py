@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,10 @@ def test_predict(wnlb: Callable[..., Any], planted_model_path: Path, drive: Path
 def test_run(wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path) -> None:
     files = {name: tmp_path / f"o.{name}" for name in ("jsonl", "coco", "mot")}
     words = [word for name, path in files.items() for word in (f"--{name}", path)]
-    video = ["--video", tmp_path / "o.mp4"]
-    ran = wnlb_here("run", planted_model_path, drive, "--every-frame", "--track", *ZONES, *words, *video)
+    words += ["--video", tmp_path / "o.mp4", "--report", tmp_path / "night"]
+    ran = wnlb_here("run", planted_model_path, drive, "--every-frame", "--track", *ZONES, *words)
     assert ran.code == 0, ran.err
+    assert re.search(r"\b1\b.{0,80}objects followed", (tmp_path / "night" / "report.html").read_text(), re.DOTALL)
     assert "\nobjects: lamp 1\n" in ran.out
     assert_is_coco_vid(files["coco"])
     assert_is_mot(files["mot"])
