@@ -1,17 +1,10 @@
-"""What the commands that write files have in common: how their options are read, and plans told."""
+"""What the commands that write files have in common: how their options are read."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.table import human_bytes, table
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from wnlb.export.graph.attention import AttentionPlan
 
 
 def parse_batches(text: str) -> tuple[int | None, int]:
@@ -28,22 +21,3 @@ def parse_bytes(text: str) -> int:
     if not found:
         raise WnlbError(f"attention memory is {text!r}; expected a size such as 256MiB or 1GiB")
     return int(float(found[1]) * 1024 ** ["", "kib", "mib", "gib"].index((found[2] or "").lower()))
-
-
-def plan_table(plans: Sequence[AttentionPlan]) -> str:
-    """What each block costs."""
-    rows = [
-        (
-            plan.level,
-            plan.form,
-            plan.positions,
-            plan.inner_channels,
-            f"{plan.flops / 1e9:.2f}",
-            human_bytes(plan.matrix_bytes),
-            plan.chunks,
-            human_bytes(plan.chunk_bytes),
-        )
-        for plan in plans
-    ]
-    columns = ("level", "form", "N", "d", "GFLOP", "N x N matrix", "chunks", "held at once")
-    return table(columns, rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from wnlb.export.arguments import parse_batches, parse_bytes, plan_table
+from wnlb.export.arguments import parse_batches, parse_bytes
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
@@ -301,6 +301,8 @@ def _coco_names(num_classes: int) -> tuple[str, ...]:
 
 
 def _plan_text(path: Path, checkpoint: LoadedCheckpoint, plans: list[AttentionPlan], options: ExportOptions) -> str:
+    from wnlb.export.graph.attention import plan_table
+
     config = checkpoint.config
     kind = f"{config.mode} blocks {config.placement}" if plans else "no blocks"
     network = f"{config.backbone}, {config.num_classes - 1} classes, {kind}"

@@ -62,6 +62,9 @@ from a checkpoint to the night, in five commands:
   wnlb run model.engine 0 --serve 127.0.0.1:8080     # camera 0, with a live page
   wnlb profile checkpoint.pth --size 416x608 --images night_pictures/ -o report/    # which precision, at what cost
 
+of a YOLO-seg file of ultralytics instead of a checkpoint:
+  wnlb adopt best.onnx -o model.onnx
+
 'wnlb COMMAND --help' explains a command.
 Exit codes: 0 done, 1 a check did not hold, 2 bad input, 3 some files of many were bad.
 """

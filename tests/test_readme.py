@@ -18,6 +18,7 @@ import pytest
 import torch
 from small_models import small_model
 from small_peers import write_detectron2_checkpoint, write_mmdet_checkpoint
+from small_yolo import write_small_yolo
 
 from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.checkpoints.fetched import PUBLISHED
@@ -25,6 +26,7 @@ from wnlb.export.onnx_file.verify import dark_scene
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
+    "adopt",
     "export",
     "predict",
     "label",
@@ -60,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"model": small_model(levels=("c2",)).state_dict()}, folder / "checkpoint.pth")
     write_mmdet_checkpoint(folder / "epoch_12.pth")
     write_detectron2_checkpoint(folder / "model_final.pth", folder / "config.yaml")
+    write_small_yolo(folder / "best.onnx")
     (folder / "names.txt").write_text("\n".join(CLASSES))
     picture = np.ascontiguousarray(dark_scene((1, 60, 90, 3))[0])
     for name in ("night.jpg", "night_pictures/a.png", "night_pictures/b.jpg", "night/deep/c.png"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from wnlb.export.arguments import parse_batches, parse_bytes, plan_table
+from wnlb.export.arguments import parse_batches, parse_bytes
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import INTERPOLATIONS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
@@ -160,6 +160,8 @@ def _options(arguments: argparse.Namespace, file: YoloFile) -> ExportOptions:
 
 
 def _plan_text(path: Path, file: YoloFile, plans: list[AttentionPlan], options: ExportOptions) -> str:
+    from wnlb.export.graph.attention import plan_table
+
     header = f"{path.name}: {file.title}; input {options.height}x{options.width}"
     if file.licence:
         header += f"\nlicence, as the file says: {file.licence}"

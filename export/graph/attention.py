@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from wnlb.export.block import WeightedNonLocalBlock
 from wnlb.plugins.tiles import HEADS
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.table import human_bytes, table
 
 _SOFTMAX = ("embedded", "gaussian")  # modes
 
@@ -107,6 +109,25 @@ def plan_attention(
         form = "multi-head"
     form = "removed" if removed else form
     return AttentionPlan(level, block.mode, form, height, width, c, d, key, chunks, flops, matrix, chunk)
+
+
+def plan_table(plans: Sequence[AttentionPlan]) -> str:
+    """What each block costs."""
+    rows = [
+        (
+            plan.level,
+            plan.form,
+            plan.positions,
+            plan.inner_channels,
+            f"{plan.flops / 1e9:.2f}",
+            human_bytes(plan.matrix_bytes),
+            plan.chunks,
+            human_bytes(plan.chunk_bytes),
+        )
+        for plan in plans
+    ]
+    columns = ("level", "form", "N", "d", "GFLOP", "N x N matrix", "chunks", "held at once")
+    return table(columns, rows)
 
 
 def _no_plugin(mode: str, key: int, d: int, positions: int) -> str:

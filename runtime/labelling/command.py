@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from wnlb.runtime.backend import open_backend
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.depth import check_bits
 from wnlb.runtime.errors import WnlbError
@@ -27,6 +29,7 @@ from wnlb.runtime.labelling.processes import Machine
 from wnlb.runtime.labelling.ray_actors import Cluster
 from wnlb.runtime.labelling.review import write_review
 from wnlb.runtime.onnxruntime_backend import DEVICES, check_threads
+from wnlb.runtime.served_model import model_of
 from wnlb.runtime.source import PictureSource
 
 FAILURES_TOLD = 10
@@ -177,13 +180,25 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """What the rows depend on, but for what is found out when a job begins."""
     model, source = arguments.model, arguments.source
     return {
-        "model": sha256_of(model) if Path(model).is_file() else model,
+        "model": _identity(model),
         "source": source if "://" in source else os.path.abspath(source),
         "remote": source if "://" in source else "",
         "images": os.path.abspath(arguments.images) if arguments.images else "",
         "bits": arguments.bits,
         "lowest_score": LOWEST_SCORE,
     }
+
+
+def _identity(model: str) -> str:
+    """What must be the same for a job to go on: the file, or of a server's model its address and contract."""
+    if Path(model).is_file():
+        return sha256_of(model)
+    served = model_of(model)
+    if isinstance(served, Path):
+        return model  # told where it is opened
+    backend = open_backend(served)
+    backend.close()
+    return f"{served.target}/{served.name} {hashlib.sha256(backend.contract.to_json().encode()).hexdigest()}"
 
 
 def _other(folder: Path | None) -> Job | None:

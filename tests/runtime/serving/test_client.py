@@ -253,3 +253,20 @@ def test_inputs_that_do_not_fit(server: FakeTriton) -> None:
         backend.run({"image": np.zeros(1, np.float32)})
     backend.close()
     backend.close()
+
+
+def test_labels_of_two_models_at_one_address_are_not_mixed(
+    repository: Path, planted_model: Callable[..., Path], make_contract: Any, tmp_path: Path, wnlb_here: Any
+) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'wnlb-deploy[label]'")
+    (tmp_path / "pictures").mkdir()
+    for i, frame in enumerate(frames(3)):
+        cv2.imwrite(str(tmp_path / "pictures" / f"{i}.png"), frame)
+    words = ["-o", tmp_path / "labels", "--workers", 1]
+    with FakeTriton(repository) as server:
+        port, address = server.port, server.address("planted")
+        assert wnlb_here("label", address, tmp_path / "pictures", *words).code == 0
+        assert wnlb_here("label", f"{address}?timeout=9", tmp_path / "pictures", *words).code == 0
+    other = planted_model(tmp_path / "planted.onnx", make_contract(batch=2, checkpoint_sha256="f" * 64))
+    with FakeTriton(write([other], tmp_path / "served"), port):
+        assert "labels" in wnlb_here("label", address, tmp_path / "pictures", *words).refused()

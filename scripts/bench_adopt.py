@@ -1,0 +1,100 @@
+"""Speed of an adopted YOLO-seg file against the original with a post-processing in Python, on the same frame.
+
+    python scripts/bench_adopt.py best.onnx model.onnx night.jpg
+    python scripts/bench_adopt.py best.onnx model.onnx night.jpg --rounds 20 --threads 2
+
+``model.onnx`` is what ``wnlb adopt best.onnx`` wrote, best with --target cpu. The other side is what a user has without
+it: OpenCV's resizing and padding, ONNX Runtime on the original, best classes and torchvision's nms, masks by PyTorch,
+in the pixels of the frame. Both in turns, from frame to masks; so whatever the machine does meanwhile meets both alike.
+The figure is the median of the rounds, the ratio that of each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+from torchvision.ops import nms
+
+from wnlb.runtime.contract import Contract
+from wnlb.runtime.errors import WnlbError, exit_code
+from wnlb.runtime.inputs import geometry_of
+from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.table import table
+
+WARM_UP = 2  # rounds
+
+
+class InPython:
+    """The original file, and what stands around it in a script."""
+
+    def __init__(self, path: Path, contract: Contract, threads: int) -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 3, threads
+        self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.contract, self.geometry = contract, geometry_of(contract)
+
+    def __call__(self, frame_bgr: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Boxes ``[D, 4]`` and masks ``[D, h, w]`` of the frame."""
+        image, placement = self.geometry.prepare(frame_bgr)
+        x = np.ascontiguousarray(image.transpose(2, 0, 1)[None]).astype(np.float32) / 255
+        outputs = self.session.run(None, {self.session.get_inputs()[0].name: x})
+        predictions, prototypes = sorted((torch.from_numpy(value[0]) for value in outputs), key=lambda t: t.ndim)
+        classes = len(self.contract.class_names)
+        scores, labels = predictions[4 : 4 + classes].max(0)
+        kept = scores > self.contract.score_threshold
+        rows, scores, labels = predictions[:, kept].T, scores[kept], labels[kept]
+        boxes = torch.cat([rows[:, :2] - rows[:, 2:4] / 2, rows[:, :2] + rows[:, 2:4] / 2], 1)
+        found = nms(boxes + labels[:, None] * 7680.0, scores, self.contract.nms_threshold or 1.0)
+        found = found[: self.contract.detections]
+        boxes = torch.from_numpy(placement.boxes_to_frame(boxes[found].numpy()))
+        if not len(found):
+            return boxes, torch.zeros((0, *frame_bgr.shape[:2]), dtype=torch.bool)
+        masks = (rows[found, 4 + classes :] @ prototypes.flatten(1)).view(-1, *prototypes.shape[1:])
+        whole = interpolate(masks[None], image.shape[:2], mode="bilinear")[..., placement.rows, placement.columns]
+        masks = interpolate(whole, frame_bgr.shape[:2], mode="bilinear")[0] > 0
+        x1, y1, x2, y2 = (side[:, None, None] for side in boxes.T)
+        ys, xs = torch.arange(masks.shape[1])[:, None], torch.arange(masks.shape[2])
+        return boxes, masks & (xs >= x1) & (xs < x2) & (ys >= y1) & (ys < y2)
+
+
+def main(words: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("original", type=Path)
+    parser.add_argument("adopted", type=Path)
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--rounds", type=int, default=15, metavar="N")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime (default: one per core)")
+    arguments = parser.parse_args(words)
+    frame = cv2.imread(str(arguments.picture))
+    if frame is None:
+        raise WnlbError(f"{arguments.picture} cannot be read; expected a picture")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with Predictor(arguments.adopted, device="cpu", threads=arguments.threads) as predictor, torch.no_grad():
+        python = InPython(arguments.original, predictor.contract, arguments.threads)
+        sides = {"original and Python": python, "adopted": predictor}
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(WARM_UP + arguments.rounds):
+            for name, side in sides.items():
+                started = time.perf_counter()
+                side(frame)
+                times[name].append(1e3 * (time.perf_counter() - started))
+        counts = (len(python(frame)[0]), len(predictor(frame)))
+    kept = {name: np.array(values[WARM_UP:]) for name, values in times.items()}
+    ratio = float(np.median(kept["original and Python"] / kept["adopted"]))
+    rows = [(name, count, f"{np.median(kept[name]):.1f}") for name, count in zip(sides, counts, strict=True)]
+    print(table(("file", "detections", "median ms"), rows))
+    print(f"\nadopted: {ratio:.2f} times as fast, median of {arguments.rounds} rounds; ONNX Runtime {ort.__version__}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))
