@@ -121,6 +121,7 @@ def test_too_few_candidates_leave_no_file(checkpoint_path: Path, tmp_path: Path)
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_another_graph_is_noticed(checkpoint_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph whose Matrix NMS has another sigma than the checkpoint says."""
     checkpoint = read_checkpoint(checkpoint_path)
