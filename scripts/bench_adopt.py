@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import onnxruntime as ort
 import torch
+from counts import from_
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 from torchvision.ops import nms
@@ -71,8 +72,10 @@ def main(words: list[str]) -> None:
     parser.add_argument("original", type=Path)
     parser.add_argument("adopted", type=Path)
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--rounds", type=int, default=15, metavar="N")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of ONNX Runtime (default: one per core)")
+    parser.add_argument("--rounds", type=from_(1), default=15, metavar="N")
+    parser.add_argument(
+        "--threads", type=from_(0), default=0, metavar="N", help="of ONNX Runtime (default: one per core)"
+    )
     arguments = parser.parse_args(words)
     frame = cv2.imread(str(arguments.picture))
     if frame is None:

@@ -22,6 +22,7 @@ _COUNTS = {
     "captured": "frames that the source gave",
     "dropped": "frames that were dropped for newer ones",
     "odd": "frames that were no pictures",
+    "unserved": "frames for which the model's server did not answer",
     "done": "frames that results were taken of",
     "reconnects": "times that a lost source came back",
 }

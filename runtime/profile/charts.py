@@ -19,6 +19,10 @@ _STAGE_COLORS = {
     "c4": "#74a9f5",
     "c5": "#9cc3f8",
     "fpn": "#0f9f8f",
+    "cells": "#c5a3e8",
+    "mask features": "#f6b7d2",
+    "masks": "#c2477f",
+    "matrix nms": "#8e2f8a",
     "rpn": "#34b89c",
     "proposals": "#84cc5a",
     "box roi align": "#b68cf0",
@@ -26,10 +30,6 @@ _STAGE_COLORS = {
     "detections": "#7340d0",
     "mask roi align": "#f2a0c8",
     "mask head": "#e0609f",
-    "cells": "#34b89c",
-    "mask features": "#84cc5a",
-    "masks": "#e0609f",
-    "matrix nms": "#9061e8",
     "paste": "#6f7888",
 }
 _BLOCKS = ("#f97316", "#fb8c3c", "#fca45f", "#fdbb84")  # what non-local blocks cost is what people look for

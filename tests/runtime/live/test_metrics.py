@@ -29,7 +29,7 @@ class Counting:
     """A stream that stands still."""
 
     def state(self) -> StreamState:
-        return StreamState("running", 9, 3, 1, 5, 2.0, {}, 4, "", 0.25)
+        return StreamState("running", 9, 3, 1, 2, 5, 2.0, {}, 4, "", 0.25)
 
 
 def result(value: int, latency_ms: float, *labels: int) -> Result:
@@ -65,8 +65,10 @@ def test_every_figure(make_contract: Callable[..., Contract]) -> None:
         "silent_seconds": 0.25,
         "reconnects_total": 4,
     }
-    counts = {name: found[f"wnlb_frames_{name}_total{{}}"] for name in ("captured", "dropped", "odd", "done")}
-    assert counts == {"captured": 9, "dropped": 3, "odd": 1, "done": 5}
+    counts = {
+        name: found[f"wnlb_frames_{name}_total{{}}"] for name in ("captured", "dropped", "odd", "unserved", "done")
+    }
+    assert counts == {"captured": 9, "dropped": 3, "odd": 1, "unserved": 2, "done": 5}
     assert (found["wnlb_detections_total{lamp}"], found["wnlb_detections_total{dark cat}"]) == (1, 3)
     assert found["wnlb_latency_seconds_sum{}"] == pytest.approx(4.048)
     buckets = [

@@ -417,5 +417,6 @@ def test_the_backbone_is_what_pytorch_counts(small_model_path: Path, body: Any) 
 
 def test_every_stage_of_an_exported_file_has_work(small_model_path: Path) -> None:
     works = work_by_stage(onnx.load(small_model_path))
-    assert [stage for stage in works if not stage.endswith("block")] == list(STAGES)
+    of_solov2 = {"cells", "mask features", "masks", "matrix nms"}
+    assert [stage for stage in works if not stage.endswith("block")] == [s for s in STAGES if s not in of_solov2]
     assert all(work.flops and work.bytes for work in works.values())
