@@ -18,6 +18,7 @@ from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
 from wnlb.runtime.night.bins import Bins
+from wnlb.runtime.night.checked import moment, number, text, whole
 from wnlb.runtime.night.shot import Shot, jpeg_of, sharpness
 from wnlb.runtime.night.spell import Spell
 from wnlb.runtime.sensors import Reading
@@ -144,17 +145,27 @@ class Record:
     def _from_json(cls, values: dict[str, Any]) -> Record:
         if values["format"] != FORMAT:
             raise ValueError(f"format is {values['format']!r}, expected {FORMAT}")
-        record = cls(dict(values["facts"]), tuple(values["class_names"]), datetime.fromisoformat(values["began"]))
-        record.ended_s, record.runs = float(values["ended_s"]), int(values["runs"])
-        record.spells.seconds = float(values["spells"]["seconds"])
+        facts = {text(key): text(value) for key, value in values["facts"].items()}
+        record = cls(facts, tuple(map(text, values["class_names"])), moment(values["began"]))
+        classes = len(record.class_names)
+        record.ended_s, record.runs = number(values["ended_s"]), whole(values["runs"], 1)
+        record.spells.seconds = number(values["spells"]["seconds"], 1)
         for start, spell in values["spells"]["bins"]:
-            record.spells.at(start).absorb(Spell.from_json(spell))
-        record.shots.seconds = float(values["shots"]["seconds"])
+            record.spells.at(number(start)).absorb(Spell.from_json(spell, classes))
+        record.shots.seconds = number(values["shots"]["seconds"], 1)
         for start, shots in values["shots"]["bins"]:
-            record.shots.at(start).update({int(label): Shot.from_json(shot) for label, shot in shots.items()})
+            found = {whole(int(label), 1, classes): Shot.from_json(shot, classes) for label, shot in shots.items()}
+            record.shots.at(number(start)).update(found)
         for key, track in values["tracks"].items():
-            record.tracks[key] = Track(**{**track, "shot": Shot.from_json(track["shot"]) if track["shot"] else None})
-        record.tracks_seen = int(values["tracks_seen"])
+            record.tracks[key] = Track(
+                whole(track["label"], 1, classes),
+                number(track["first_s"]),
+                number(track["last_s"]),
+                whole(track["frames"]),
+                number(track["score"], most=1),
+                Shot.from_json(track["shot"], classes) if track["shot"] else None,
+            )
+        record.tracks_seen = whole(values["tracks_seen"], len(record.tracks))
         return record
 
     def _track(self, identity: int, label: int, at_s: float) -> Track:

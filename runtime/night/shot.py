@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wnlb.runtime.night.checked import number, text, whole
+
 _SIDE = 96  # px of the longer side in which sharpness is compared
 _SHOWN = 224  # px that the longer side has at most where it is shown
 _MARGIN = 0.15  # of the box, on each side
@@ -31,9 +33,15 @@ class Shot:
         return {**vars(self), "jpeg": base64.b64encode(self.jpeg).decode()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Shot:
-        """Raises TypeError or ValueError for what ``as_json`` did not write."""
-        return cls(**{**values, "jpeg": base64.b64decode(values["jpeg"], validate=True)})
+    def from_json(cls, values: dict[str, Any], classes: int) -> Shot:
+        """Raises ValueError, KeyError or TypeError for what ``as_json`` did not write of so many classes."""
+        return cls(
+            number(values["at_s"]),
+            whole(values["label"], 1, classes),
+            number(values["score"], most=1),
+            number(values["sharpness"]),
+            base64.b64decode(text(values["jpeg"]), validate=True),
+        )
 
 
 def sharpness(frame_bgr: NDArray[np.uint8], box: NDArray[np.float32]) -> float:

@@ -7,11 +7,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from wnlb.runtime.night.checked import MOST_S, number, text, whole
 from wnlb.runtime.sensors import Reading
 
 FASTEST_MS = 0.1
 STEP = 1.02  # from a bucket of latencies to the next: percentiles are at most 2 % too high
 _BUCKETS = 800  # to 12 minutes
+_LIGHTS = 1000  # frames a second, or watts, that a sum over the time is of at most
 
 
 @dataclass
@@ -74,18 +76,37 @@ class Spell:
         return {name: value for name, value in vars(self).items() if value != empty[name]}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Spell:
-        """Raises TypeError or ValueError for what ``as_json`` did not write."""
-        counted: dict[str, Any] = {
-            name: Counter({int(key): int(count) for key, count in values[name].items()})
-            for name in ("latencies", "objects", "most")
-            if name in values
-        }
-        return cls(**{**values, **counted})
+    def from_json(cls, values: dict[str, Any], classes: int) -> Spell:
+        """Raises ValueError, AttributeError or TypeError for what ``as_json`` did not write of so many classes."""
+        frames, dropped, reconnects, readings = (
+            whole(values.get(name, 0)) for name in ("frames", "dropped", "reconnects", "readings")
+        )
+        luminance, watts = (number(values.get(name, 0.0), most=MOST_S * _LIGHTS) for name in ("luminance", "watts"))
+        made = cls(
+            frames=frames,
+            dropped=dropped,
+            reconnects=reconnects,
+            luminance=luminance,
+            latencies=_counted(values.get("latencies", {}), 0, _BUCKETS),
+            objects=_counted(values.get("objects", {}), 1, classes),
+            most=_counted(values.get("most", {}), 1, classes),
+            readings=readings,
+            watts=watts,
+            celsius={text(zone): number(value, -300) for zone, value in values.get("celsius", {}).items()},
+        )
+        if made.frames:
+            made.darkest, made.brightest = number(values["darkest"]), number(values["brightest"])
+        elif made.latencies or made.objects or made.most:
+            raise ValueError("there is something in no frame")
+        return made
 
     def _warm(self, celsius: dict[str, float]) -> None:
         for zone, degrees in celsius.items():
             self.celsius[zone] = max(degrees, self.celsius.get(zone, degrees))
+
+
+def _counted(values: dict[str, Any], least: int, most: int) -> Counter[int]:
+    return Counter({whole(int(key), least, most): whole(count, 1) for key, count in values.items()})
 
 
 def _bucket(ms: float) -> int:

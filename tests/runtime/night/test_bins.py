@@ -65,5 +65,5 @@ def test_two_spells_together_are_one_that_saw_all() -> None:
     assert (whole.frames, whole.objects, whole.most) == (4, Counter({1: 3, 3: 5}), Counter({1: 2, 3: 4}))
     assert (whole.darkest, whole.brightest, whole.watts) == (0.001, 0.5, 7.0)
     assert whole.celsius == {"cpu": 50.0, "gpu": 60.0}
-    assert Spell.from_json(whole.as_json()) == whole
-    assert Spell.from_json(Spell().as_json()) == Spell()
+    assert Spell.from_json(whole.as_json(), 3) == whole
+    assert Spell.from_json(Spell().as_json(), 3) == Spell()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from planted_night import BEGAN, BOX, FACTS, a_night, found, frame
 
 from wnlb.runtime.darkness import luminance
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.night import record as record_module
+from wnlb.runtime.night.page import page
 from wnlb.runtime.night.record import FILE, Record
 from wnlb.runtime.night.shot import jpeg_of, sharpness
+from wnlb.runtime.report.chart import Chart
 
 
 def test_sharper_is_sharper_and_noise_is_not() -> None:
@@ -93,12 +97,20 @@ def test_it_is_read_as_it_was_written(tracked: bool, tmp_path: Path) -> None:
     assert again.as_json() == record.as_json()
 
 
-def test_damage_is_one_line(tmp_path: Path) -> None:
+def drawn(chart: Chart, name: str) -> str:
+    """As ``picture``, without the time that an SVG takes."""
+    chart.draw(Figure(), False)
+    return name
+
+
+def test_damage_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is read can be shown, too."""
+    monkeypatch.setattr("wnlb.runtime.night.page.picture", drawn)
     a_night(tracked=True).write(tmp_path)
     text = (tmp_path / FILE).read_text()
     with pytest.raises(WnlbError, match="cannot be read"):
         Record.read(tmp_path / "no")
-    pick, refused = random.Random(5), 0
+    pick, refused, read = random.Random(5), 0, 0
     for _ in range(300):
         values = json.loads(text)
         place: Any = values
@@ -107,13 +119,15 @@ def test_damage_is_one_line(tmp_path: Path) -> None:
             if not isinstance(place[key], (dict, list)) or not place[key] or pick.random() < 0.3:
                 break
             place = place[key]
-        place[key] = pick.choice([None, -1, 1e400, "x", [], {}, [[]], True])
+        place[key] = pick.choice([None, -1, 1e400, math.nan, "x", [], {}, [[]], True, 99, 7, 1e30])
         (tmp_path / FILE).write_text(json.dumps(values))
         try:
-            Record.read(tmp_path).as_json()
+            page(Record.read(tmp_path))
+            read += 1
         except WnlbError as error:
             refused += "\n" not in str(error)
     assert refused > 100
+    assert read > 10
     for broken in ("", "[", "[]", "7", '{"format": 9}', text[: len(text) // 2]):
         (tmp_path / FILE).write_text(broken)
         with pytest.raises(WnlbError, match=r"record\.json is no record"):
