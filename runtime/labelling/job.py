@@ -125,9 +125,12 @@ def read_job(folder: Path) -> Job | None:
         if content["format"] != FORMAT:
             raise WnlbError(f"{folder} was labelled by another version of wnlb (format {content['format']})")
         inputs = [Input(**row) for row in pq.read_table(folder / "inputs.parquet").to_pylist()]
-        classes = tuple(content["classes"])
-        return Job(folder, content["settings"], classes, content["block"], content["bits"], tuple(inputs))
-    except (KeyError, TypeError, OSError, pa.ArrowException) as error:
+        settings, classes, block, bits = (content[name] for name in ("settings", "classes", "block", "bits"))
+        fits = isinstance(settings, dict) and isinstance(classes, list) and type(block) is type(bits) is int
+        if not fits or not all(isinstance(name, str) for name in classes) or block < 1 or not 0 <= bits <= 16:
+            raise ValueError("its manifest has entries of another kind")
+        return Job(folder, settings, tuple(classes), block, bits, tuple(inputs))
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
         raise WnlbError(f"{folder} holds no labels of wnlb that can be read: {error}; give another -o") from error
 
 

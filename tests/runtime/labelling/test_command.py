@@ -17,6 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco_mask
 
+from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.labelling.job import check_same, read_job
+
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 BRIGHT = {"a.png": 255, "b/c.png": 153, "b/d.jpg": 102, "e.png": 0}  # lamp's scores 1, 0.6, 0.4, 0
 
@@ -257,3 +260,27 @@ def test_refusals(
     assert ": model " in wnlb_here("label", other, tmp_path / "one", "-o", tmp_path / "out").refused()
     (tmp_path / "out/shards/000000.parquet").write_bytes(b"damaged")
     assert "delete it, and the next start makes it again" in label(tmp_path / "one", tmp_path / "out").refused()
+
+
+def test_a_damaged_manifest_is_one_line(label: Any, night: str, tmp_path: Path) -> None:
+    """Each of its entries, of each other kind: refused, or the job is read as it was."""
+    assert label(night, tmp_path / "out").code == 3
+    manifest = tmp_path / "out" / "manifest.json"
+    values = json.loads(manifest.read_text())
+    before, refused = read_job(tmp_path / "out"), 0
+    assert before
+    for name in values:
+        for other in (None, -1, 0.5, "x", [], {}, [[]], True):
+            manifest.write_text(json.dumps({**values, name: other}))
+            try:
+                job = read_job(tmp_path / "out")
+                assert job is not None
+                list(job.blocks())
+                check_same(job, values["settings"])
+            except WnlbError as error:
+                refused += "\n" not in str(error)
+            else:
+                assert (job.settings, job.inputs) == (before.settings, before.inputs)
+    assert refused >= 6 * len(values)
+    manifest.write_text(json.dumps({**values, "settings": None}))
+    assert "no labels of wnlb that can be read" in label(night, tmp_path / "out").refused()
