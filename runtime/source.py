@@ -117,6 +117,13 @@ class VideoSource:
         """As the container states it; 0 for cameras and where it does not."""
         return self._frames
 
+    def count_left(self) -> int:
+        """How many frames there are from ``position`` on, by decoding them all: the source is at its end then."""
+        first = self.position
+        while self._capture.grab():
+            self.position += 1
+        return self.position - first
+
     def __iter__(self) -> Iterator[Frame]:
         try:
             yield from self.between(self.position, None)

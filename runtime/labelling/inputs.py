@@ -24,7 +24,9 @@ class Input:
 
     name: str  # of the picture, from the folder that all have in common; of a video without its suffix
     path: str  # of the file, absolute; or inside the file system of ``open_remote``
-    frames: int | None = None  # of a video, as its container states (0: it does not); None: a picture
+    frames: int | None = (
+        None  # of a video, as its container states, else counted (0: none can be decoded); None: a picture
+    )
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Block:
 
     @property
     def pictures(self) -> int:
-        """How many pictures or frames it holds, as far as containers state it."""
+        """How many pictures or frames it holds, as far as containers tell the truth."""
         frames = self.inputs[0].frames
         if frames is None:
             return len(self.inputs)
@@ -107,7 +109,7 @@ def _video(name: str, path: Path, alone: bool) -> Input:
     frames = 0
     try:
         video = VideoSource(str(path))
-        frames = len(video)
+        frames = len(video) or video.count_left()
         video.release()
     except PictureError:  # of many it becomes a row with the reason
         if alone:

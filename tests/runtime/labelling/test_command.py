@@ -18,7 +18,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.labelling.inputs import blocks_of, find_inputs
 from wnlb.runtime.labelling.job import check_same, read_job
+from wnlb.runtime.source import VideoSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
 BRIGHT = {"a.png": 255, "b/c.png": 153, "b/d.jpg": 102, "e.png": 0}  # lamp's scores 1, 0.6, 0.4, 0
@@ -284,3 +286,18 @@ def test_a_damaged_manifest_is_one_line(label: Any, night: str, tmp_path: Path) 
     assert refused >= 6 * len(values)
     manifest.write_text(json.dumps({**values, "settings": None}))
     assert "no labels of wnlb that can be read" in label(night, tmp_path / "out").refused()
+
+
+def test_a_video_that_does_not_state_its_length_is_counted(
+    label: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "drive.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 30, (48, 32))
+    for number in range(7):
+        writer.write(np.full((32, 48, 3), 30 * number, np.uint8))
+    writer.release()
+    stated = list(blocks_of(find_inputs(str(tmp_path / "drive.avi")), 3))
+    assert len(stated) == 3
+    monkeypatch.setattr(VideoSource, "__len__", lambda self: 0)
+    assert list(blocks_of(find_inputs(str(tmp_path / "drive.avi")), 3)) == stated
+    assert label(tmp_path / "drive.avi", tmp_path / "out", "--block", "3").code == 0
+    assert images(tmp_path / "out") == [f"drive_{i:06d}" for i in range(7)]
