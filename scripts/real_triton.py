@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = ROOT / ".venv-triton"
 SITE = ENVIRONMENT / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 STUB = "triton_python_backend_stub"
-EXIT_S = 2
 
 
 def missing() -> str:
@@ -55,6 +54,7 @@ class RealTriton:
     ports: tuple[int, int, int]  # HTTP, gRPC, metrics
     gates: Path  # while a file of a model's name is in this folder, that model of the stand-in waits
     shared: str  # prefix of its files in /dev/shm
+    log: Path
 
     @property
     def url(self) -> str:
@@ -96,18 +96,21 @@ class RealTriton:
 
 
 @contextmanager
-def started(repository: Path, folder: Path, watched: str, every_s: float = 0.3) -> Iterator[RealTriton]:
+def started(
+    repository: Path, folder: Path, watched: str, every_s: float = 0.3, exit_s: int = 20
+) -> Iterator[RealTriton]:
     """Start the server by its own probe, as systemd does, and wait until the watched model answered.
 
     Args:
         folder: an empty one for what the server needs beside it.
         every_s: from one probe to the next.
+        exit_s: what the server has for its end; one that was not done by then exits with 1.
     """
     backends, gates, shared = folder / "backends", folder / "gates", f"wnlb_{uuid.uuid4().hex[:8]}_"
     _lay_out(backends)
     gates.mkdir()
     command = [
-        *_server(repository, backends, ports := _free_ports()),
+        *_server(repository, backends, ports := _free_ports(), exit_s),
         f"--backend-config=python,shm-region-prefix-name={shared}",
     ]
     watching = [
@@ -123,14 +126,15 @@ def started(repository: Path, folder: Path, watched: str, every_s: float = 0.3) 
         notices.bind(str(folder / "notify"))
         notices.settimeout(60)
         environment = _environment() | {"NOTIFY_SOCKET": str(folder / "notify"), "WNLB_GATES": str(gates)}
-        log = stack.enter_context(open(folder / "server.log", "wb"))
-        process = subprocess.Popen([*watching, *command], env=environment, stdout=log, stderr=log)
-        server = RealTriton(process, notices, ports, gates, shared)
+        log = folder / "server.log"
+        told = stack.enter_context(open(log, "wb"))
+        process = subprocess.Popen([*watching, *command], env=environment, stdout=told, stderr=told)
+        server = RealTriton(process, notices, ports, gates, shared, log)
         stack.callback(_end, server)
         try:
             server.told("READY=1")
         except TimeoutError as error:
-            raise AssertionError((folder / "server.log").read_text()) from error
+            raise AssertionError(log.read_text()) from error
         yield server
 
 
@@ -148,10 +152,10 @@ def _runs(server: RealTriton) -> bool:
     return server.process.poll() is None
 
 
-def _server(repository: Path, backends: Path, ports: Sequence[int]) -> list[str]:
+def _server(repository: Path, backends: Path, ports: Sequence[int], exit_s: int) -> list[str]:
     """The words that the repository's container runs, but for places, ports and patience."""
     program, _, *words = Start(CONTAINER, gpu=False, python=False).server()
-    words = [f"--exit-timeout-secs={EXIT_S}" if "exit-timeout" in word else word for word in words]
+    words = [f"--exit-timeout-secs={exit_s}" if "exit-timeout" in word else word for word in words]
     kinds = ("http", "grpc", "metrics")
     words += [f"--{kind}-port={port}" for kind, port in zip(kinds, ports, strict=True)]
     words += [f"--{kind}-address=127.0.0.1" for kind in kinds]
