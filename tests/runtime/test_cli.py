@@ -24,7 +24,7 @@ sys.exit(main(sys.argv[2:]))
 
 def run_without(packages: str, *words: str, cwd) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", WITHOUT, packages, *words]
-    return subprocess.run(command, capture_output=True, cwd=cwd, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, cwd=cwd, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=["wnlb", *COMMANDS])
@@ -97,6 +97,8 @@ def test_a_reader_that_left_is_no_error(planted_model_path, tmp_path, words, unb
     os.close(reader)
     command = [sys.executable, "-m", "wnlb.runtime.cli", *words]
     env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, env=env, timeout=60, check=False)
+    ran = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, env=env, timeout=300, check=False
+    )
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (0, b"")
