@@ -28,8 +28,8 @@ def run_without(packages: str, *words: str, cwd) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("words", [[], *([name] for name in COMMANDS)], ids=["wnlb", *COMMANDS])
-def test_help(wnlb, words):
-    ran = wnlb(*words, "--help")
+def test_help(wnlb_here, words):
+    ran = wnlb_here(*words, "--help")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(" ".join(["usage: wnlb", *words]))
     if not words:
@@ -58,8 +58,9 @@ def test_version(wnlb):
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
-def test_bad_arguments_are_one_line(wnlb, words, said, tmp_path):
-    assert said in wnlb(*words, cwd=tmp_path).refused()
+def test_bad_arguments_are_one_line(wnlb_here, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in wnlb_here(*words).refused()
 
 
 @pytest.mark.parametrize(
