@@ -27,6 +27,7 @@ class EagerBackend:
     """
 
     takes_device_arrays = False
+    at_once = 1
 
     def __init__(self, checkpoint: Path, contract: Contract) -> None:
         same = checkpoint_sha256(checkpoint) == contract.checkpoint_sha256

@@ -192,6 +192,9 @@ class FindsWhatIsBright:
 
     contract = SimpleNamespace(class_names=("lamp",), batch=1)
 
+    def abreast(self) -> list[FindsWhatIsBright]:
+        return [self]
+
     def predict_batch(self, pictures: list[NDArray[np.uint8]]) -> list[Detections]:
         return [self(picture) for picture in pictures]
 
