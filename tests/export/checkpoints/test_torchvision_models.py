@@ -18,8 +18,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 
 from wnlb.export.checkpoints.checkpoint import read_checkpoint
-from wnlb.export.checkpoints.dialect import infer_config
 from wnlb.export.checkpoints.frameworks import recognise, settings_for, torchvision_state
+from wnlb.export.checkpoints.names.dialect import infer_config
 from wnlb.export.command import _override
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import model_from_config
