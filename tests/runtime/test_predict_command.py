@@ -79,13 +79,13 @@ def test_a_folder_with_a_bad_picture(wnlb, planted_model_path, night, tmp_path):
 
 # pycocotools 2.0.11 answers NumPy 2's new argument of __array__ with a warning.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_detections_json_of_a_real_model(wnlb, small_model_path, tmp_path):
+def test_detections_json_of_a_real_model(wnlb, brief_model_path, tmp_path):
     cv2.imwrite(str(tmp_path / "noise.png"), np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8))
-    ran = wnlb("predict", small_model_path, tmp_path / "noise.png", "-o", tmp_path / "out", "--score-threshold", "0.1")
+    ran = wnlb("predict", brief_model_path, tmp_path / "noise.png", "-o", tmp_path / "out", "--score-threshold", "0.1")
     assert (ran.code, ran.err) == (0, "")
     data = COCO(tmp_path / "out" / "detections.json")
     assert len(data.cats) == 8
-    with Predictor(small_model_path, score_threshold=0.1) as predictor:
+    with Predictor(brief_model_path, score_threshold=0.1) as predictor:
         expected = predictor(cv2.imread(str(tmp_path / "noise.png")))
     assert len(data.anns) == len(expected) > 0
     for annotation, full in zip(data.anns.values(), expected.full_masks(), strict=True):
