@@ -29,6 +29,7 @@ class EagerBackend:
     """
 
     takes_device_arrays = False
+    at_once = 1
 
     def __init__(
         self,

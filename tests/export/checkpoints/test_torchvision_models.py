@@ -50,7 +50,7 @@ def torchvision_detections(model: MaskRCNN) -> dict[str, np.ndarray]:
 
 
 def assert_same(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> None:
-    pairs, missing, extra = match(theirs, ours, 0.05)
+    pairs, missing, extra = match(theirs, ours, 0.05, nms_threshold=0.5)  # torchvision's default
     assert (missing, extra) == (0, 0)
     assert len(pairs) > 20
     for i, j in pairs:
