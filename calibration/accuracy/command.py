@@ -44,8 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=model_of, help=".onnx of 'wnlb export' or 'convert', .engine of 'build', triton://HOST:8001/MODEL"
     )
-    parser.add_argument("--annotations", type=Path, help="COCO annotation file (default: what the baseline finds)")
-    parser.add_argument("--images", required=True, metavar="SOURCE", help="folder of the pictures")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO labels (default: what the baseline finds is the truth)"
+    )
+    parser.add_argument(
+        "--images",
+        required=True,
+        metavar="SOURCE",
+        help="folder of the labelled pictures; without labels pictures or a video",
+    )
     parser.add_argument("--baseline", type=model_of, metavar="MODEL", help="another model, to compare with")
     parser.add_argument("--track", action="store_true", help="also score identities, on annotations of videos")
     parser.add_argument("--count", type=int, metavar="N", help="pictures to use, evenly taken (default: all)")

@@ -26,7 +26,8 @@ from wnlb.calibration.accuracy.report import coco_results, markdown
 from wnlb.calibration.accuracy.score import STATS, Accuracy, Evaluation
 from wnlb.calibration.labels.pictures import LabelledPictures
 from wnlb.calibration.labels.reader import read_labels
-from wnlb.calibration.scenes.dataset import write_darkened, write_scenes
+from wnlb.calibration.scenes.darkened_dataset import write_darkened
+from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.runtime.cli import main
 from wnlb.runtime.detections import Detections, Mask
 from wnlb.runtime.errors import WnlbError
