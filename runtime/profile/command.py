@@ -139,6 +139,7 @@ def _add_measuring(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.compare:
+        _check_compare(arguments)
         old, new = arguments.compare
         return run_compare(old, new, arguments.max_regression, arguments.json)
     _check(arguments)
@@ -157,6 +158,11 @@ def run(arguments: argparse.Namespace) -> int:
     facts = _facts(arguments, plan, len(frames)) | measured
     tell(list(rows.values()), facts, arguments.output, arguments.json)
     return 1 if all(row.failure for row in rows.values()) else 0
+
+
+def _check_compare(arguments: argparse.Namespace) -> None:
+    if arguments.models or arguments.output or arguments.images or arguments.annotations:
+        raise WnlbError("--compare reads two reports and measures nothing; leave models, pictures and -o out")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -262,11 +268,15 @@ def _add_accuracy(
         return
     give_references(variants)
     truth = Truth(arguments.eval_images or arguments.images, arguments.annotations)
+    reasons = []
     for variant in variants:
         try:
             rows[variant.name].accuracy = accuracy_of(variant, truth, how, maker)
         except WnlbError as error:
+            reasons.append(str(error))
             rows[variant.name].warnings.append(f"accuracy is not measured: {error}")
+    if arguments.annotations and len(reasons) == len(variants):  # told now, not behind minutes of measuring
+        raise WnlbError(f"accuracy cannot be measured of any model: {reasons[0]}")
 
 
 def _measure(

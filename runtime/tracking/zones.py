@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from wnlb.runtime.errors import WnlbError
 
 Point = tuple[float, float]
 _LARGEST = 100_000  # pixels; no camera has more
+_NUMBER = r"-?\d+(?:\.\d+)?"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Zone:
     def points(self) -> NDArray[np.int32]:
         """Rounded to pixels, ``[corners, 2]``."""
         return np.rint(np.array(self.corners)).astype(np.int32)
+
+    def is_beside(self, height: int, width: int) -> bool:
+        """Whether it lies beside frames of that size, where no object can stand."""
+        (left, top), (right, bottom) = np.min(self.corners, 0), np.max(self.corners, 0)
+        return bool(right < 0 or bottom < 0 or left > width or top > height)
 
     def holds(self, point: Point) -> bool:
         """Whether a polygon has the point inside or on its edge."""
@@ -60,25 +66,42 @@ def _side(a: Point, b: Point, p: Point) -> float:
 def parse_zones(texts: Iterable[str]) -> tuple[Zone, ...]:
     """Zones as ``--zone`` has them: ``"0,200 320,200"`` (a line), ``"gate=10,10 90,10 50,80"`` (a polygon).
 
-    Raises WnlbError.
+    Points may lie beside the frame, left of it and above it too; an area may name its first corner again at its end.
+
+    Raises WnlbError: it is written in another way; its points are no pixels but shares of the frame; edges cross.
     """
     zones: list[Zone] = []
     for text in texts:
         name, equals, rest = text.rpartition("=")
-        points = [re.fullmatch(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", word) for word in rest.split()]
+        points = [re.fullmatch(rf"({_NUMBER}),({_NUMBER})", word) for word in rest.split()]
         corners = tuple((float(found[1]), float(found[2])) for found in points if found)
-        apart = len(set(corners)) == len(corners) and max((max(corner) for corner in corners), default=0) <= _LARGEST
+        corners = corners[:-1] if len(corners) > 3 and corners[0] == corners[-1] else corners
+        reach = max((abs(value) for corner in corners for value in corner), default=0)
+        apart = len(set(corners)) == len(corners) and reach <= _LARGEST
         if None in points or len(corners) < 2 or not apart or (equals and not name.strip()):
             raise WnlbError(
                 f"--zone is {text!r}; expected [NAME=]X,Y X,Y ... in pixels, all different: two points for a line, "
-                "three or more for an area"
+                "three or more for an area, e.g. 'gate=0,200 320,200'"
             )
+        if reach <= 1:
+            raise WnlbError(f"--zone is {text!r}, less than a pixel; expected pixels of the frame, not shares of it")
+        if not _is_simple(corners):
+            raise WnlbError(f"--zone is {text!r}, whose edges cross; expected corners in their order around the area")
         kind = "line" if len(corners) == 2 else "zone"
         zones.append(Zone(name.strip() or f"{kind} {len(zones) + 1}", corners))
     names = [zone.name for zone in zones]
     if len(set(names)) < len(names):
         raise WnlbError(f"--zone names {names} are not all different")
     return tuple(zones)
+
+
+def _is_simple(corners: Sequence[Point]) -> bool:
+    """Whether no two edges of a polygon cross, and it has an extent; so of every line."""
+    edges = list(zip(corners, [*corners[1:], corners[0]], strict=True))
+    if len(corners) > 2 and all(_side(*edges[0], corner) == 0 for corner in corners):
+        return False
+    apart = [(a, b) for i, a in enumerate(edges) for b in edges[i + 2 :]]
+    return not any(_side(*a, b[0]) * _side(*a, b[1]) < 0 > _side(*b, a[0]) * _side(*b, a[1]) for a, b in apart)
 
 
 @dataclass
