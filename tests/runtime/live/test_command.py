@@ -24,6 +24,7 @@ import pytest
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import PictureError
 from wnlb.runtime.live import command as run_command
+from wnlb.runtime.live import outputs
 from wnlb.runtime.live.feed import Feed
 
 
@@ -195,7 +196,7 @@ def test_an_unplugged_camera_is_told_and_comes_back(
 def test_without_an_output_it_is_shown(
     planted_model_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_command, "DEFAULT_PAGE", "127.0.0.1:0")
+    monkeypatch.setattr(outputs, "DEFAULT_PAGE", "127.0.0.1:0")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     assert main(["run", str(planted_model_path), str(drive)]) == 0
