@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cameras", type=int, default=1, metavar="N", help="that are batched; at most the file's batch (default: 1)"
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)"
+    )
     parser.add_argument(
         "--source",
         default="file:///opt/nvidia/deepstream/deepstream/samples/streams/sample_1080p_h264.mp4",

@@ -66,7 +66,7 @@ class Tracks:
             way = self._ways.setdefault(track, deque())
             now = ((float(found.boxes[i, 0]) + float(found.boxes[i, 2])) / 2, float(found.boxes[i, 3]))
             for counts in self.zones:
-                counts.add(self._class_of(track), way[-1][1] if way else None, now)
+                counts.add(track, self._class_of(track), way[-1][1] if way else None, now, at_s)
             way.append((at_s, now))
         self._forget()
         return found
@@ -86,6 +86,8 @@ class Tracks:
             if not 0 <= self._now - way[-1][0] <= _FORGOTTEN_S:
                 self._seen[self._class_of(track)] += 1
                 del self._ways[track], self._votes[track]
+                for counts in self.zones:
+                    counts.forget(track)
                 continue
             while len(way) > 1 and way[0][0] < self._now - TRAIL_S:
                 way.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from wnlb.runtime.errors import WnlbError
 
 Point = tuple[float, float]
+BACK_S = 1.0  # as long as a lost track is kept
 _LARGEST = 100_000  # pixels; no camera has more
 _NUMBER = r"-?\d+(?:\.\d+)?"
 
@@ -106,27 +108,41 @@ def _is_simple(corners: Sequence[Point]) -> bool:
 
 @dataclass
 class ZoneCounts:
-    """How many went through one zone, by class. Whoever is there when its track begins has not come in."""
+    """How many went through one zone, by class. Whoever is there when its track begins has not come in.
+
+    A box trembles: who leaves an area comes in anew only after ``BACK_S`` outside, and who goes back over a line within
+    that time has not crossed it.
+    """
 
     zone: Zone
     inside: Counter[str] = field(default_factory=Counter)  # of a polygon: in this frame
     entered: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)  # of a line: to its left
     right: Counter[str] = field(default_factory=Counter)
+    _last: dict[int, tuple[float, str, str]] = field(default_factory=dict)  # of a track: when inside, or how it crossed
 
     def begin_frame(self) -> None:
         self.inside.clear()
 
-    def add(self, name: str, before: Point | None, now: Point) -> None:
-        """One object of this frame: its class, where it was when last seen (None: it is new) and where it is."""
+    def add(self, track: int, name: str, before: Point | None, now: Point, at_s: float) -> None:
+        """One object of this frame: identity, class, where it was when last seen (None: it is new) and is, seconds."""
+        last_s, last_side, last_name = self._last.get(track, (-math.inf, "", ""))
         if self.zone.is_line:
             side = self.zone.crossed(before, now) if before else ""
-            if side:
-                (self.left if side == "left" else self.right)[name] += 1
-            return
-        if self.zone.holds(now):
+            if side and last_side not in ("", side) and at_s - last_s <= BACK_S:
+                getattr(self, last_side)[last_name] -= 1
+                del self._last[track]
+            elif side:
+                getattr(self, side)[name] += 1
+                self._last[track] = (at_s, side, name)
+        elif self.zone.holds(now):
             self.inside[name] += 1
-            self.entered[name] += before is not None and not self.zone.holds(before)
+            self.entered[name] += before is not None and not self.zone.holds(before) and at_s - last_s > BACK_S
+            self._last[track] = (at_s, "", "")
+
+    def forget(self, track: int) -> None:
+        """A track that is gone."""
+        self._last.pop(track, None)
 
     def facts(self) -> dict[str, Any]:
         """For JSON, without classes of which there are none."""

@@ -71,6 +71,21 @@ def test_counts_by_class_and_zone() -> None:
     assert line == {"name": "line 2", "left": {}, "right": {"bus": 1}}
 
 
+def test_a_box_that_trembles_on_an_edge_comes_in_once() -> None:
+    """Its foot goes over the line or the edge and back for two seconds; then it is away for longer, and comes again."""
+    tracks = Tracks(Known(), NAMES, parse_zones(["gate=0,100 300,100", "yard=0,100 300,100 300,190 0,190"]))
+    trembling = [98.0, *[102.0, 98.0] * 10, 103.0, *[110.0] * 12]
+    away = [90.0] * 12
+    for i, y in enumerate([*trembling, *away, 110.0, 120.0]):
+        tracks.update(seen((1, 150, y, 1, 0.9)), 0.1 * i)
+        gate, yard = tracks.counts()["zones"]
+        if i == len(trembling) - 1:
+            assert (gate["left"], gate["right"], yard["entered"]) == ({}, {"car": 1}, {"car": 1})
+    assert (gate["left"], gate["right"], yard["entered"]) == ({"car": 1}, {"car": 2}, {"car": 2})
+    tracks.update(seen(), 60.0)
+    assert not any(counts._last for counts in tracks.zones)
+
+
 def test_an_object_is_what_it_was_taken_for_most() -> None:
     tracks = Tracks(Known(), NAMES)
     for i, (label, score) in enumerate([(2, 0.9), (1, 0.6), (1, 0.55), (2, 0.5)]):
