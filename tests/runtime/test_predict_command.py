@@ -187,6 +187,7 @@ def test_pictures_are_never_overwritten(wnlb, planted_model_path, tmp_path, sour
         (["a.png", "a.png"], "expected .onnx"),
         (["no_contract.onnx", "a.png"], "has no wnlb contract"),
         (["truncated.onnx", "a.png"], "cannot be opened by ONNX Runtime"),
+        (["zero.onnx", "a.png"], "by ONNX Runtime: it is empty (0 bytes); copy or export it again"),
         (["planted.onnx", "missing.png"], "missing.png does not exist"),
         (["planted.onnx", "night"], "holds no pictures"),
         (["planted.onnx", "97"], "camera 97 cannot be opened"),
@@ -195,7 +196,7 @@ def test_pictures_are_never_overwritten(wnlb, planted_model_path, tmp_path, sour
         (["planted.onnx", "a.png", "--show"], "DISPLAY is not set"),
         (["planted.onnx", "a.png", "--score-threshold", "1.5"], "score threshold is 1.5"),
         (["planted.onnx", "a.png", "--threads", "-1"], "threads is -1"),
-        (["planted.onnx", "a.png", "-o", "planted.onnx"], "cannot be made"),
+        (["planted.onnx", "a.png", "-o", "planted.onnx/deep"], "planted.onnx is a file; choose another"),
         (["planted.onnx", "a.png", "-o", "/proc/out"], "cannot be made"),  # not even by root
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -205,6 +206,7 @@ def test_bad_input_is_one_line(wnlb, planted_model_path, planted_model, tmp_path
     (tmp_path / "night").mkdir()
     shutil.copy(planted_model_path, tmp_path / "planted.onnx")
     (tmp_path / "truncated.onnx").write_bytes(planted_model_path.read_bytes()[:300])
+    (tmp_path / "zero.onnx").write_bytes(b"")
     (tmp_path / "garbage.mp4").write_bytes(np.random.default_rng(0).bytes(2000))
     data = video(tmp_path / "whole.avi", 5).read_bytes()
     (tmp_path / "headless.avi").write_bytes(data[: data.index(b"movi") + 4])
