@@ -50,7 +50,16 @@ def test_version(wnlb):
         (["predict"], "required: model, source"),
         (["predict", "m.onnx", "a.png", "--bogus"], "unrecognized arguments: --bogus"),
         (["predict", "m.onnx", "a.png", "--device", "tpu"], "invalid choice: 'tpu'"),
-        (["predict", "m.onnx", "a.png", "--score-threshold", "high"], "invalid float value: 'high'"),
+        (
+            ["predict", "m.onnx", "a.png", "--score-threshold", "0,5"],
+            "--score-threshold: '0,5'; expected a number, e.g. 0.5",
+        ),
+        (["predict", "m.onnx", "a.png", "--threads", "two"], "--threads: 'two'; expected a whole number"),
+        (
+            ["predict", "m.onnx", "a.png", "b.png"],
+            "predict: error: b.png: one word too many; a pattern of files is quoted",
+        ),
+        (["run", "m.onnx", "a.png", "b.png", "c.png", "--quiet"], "run: error: b.png and 1 more: one word too many"),
         (["inspect"], "required: file"),
         (["export", "c.pth", "-o", "m.onnx"], "required: --size"),
         (["inspect", "a" * 5000], "aaaa"),

@@ -15,7 +15,8 @@ from wnlb.calibration.accuracy.command import _evenly_taken
 from wnlb.calibration.accuracy.evaluate import evaluate
 from wnlb.calibration.accuracy.score import agreement, score
 from wnlb.calibration.labels.reader import read_labels
-from wnlb.calibration.scenes.dataset import mask_entry, write_scenes
+from wnlb.calibration.scenes.dataset import write_scenes
+from wnlb.calibration.scenes.writing import mask_entry
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.predictor import Predictor

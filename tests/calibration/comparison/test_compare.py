@@ -131,6 +131,13 @@ def test_refusals(
     for models, more, message in (
         ([brief_model_path], [], "expected a reference and at least one other"),
         ([small_checkpoint_path, small_checkpoint_path], [], "only checkpoints were given"),
+        ([brief_model_path, half], ["--count", "0"], "--count is 0; expected 1 or more"),
+        ([brief_model_path, half], ["--show", "-1"], "--show is -1; expected 0 or more"),
+        ([brief_model_path, half], ["--tap-pictures", "-1"], "--tap-pictures is -1; expected 0 or more"),
+        ([brief_model_path, night / "images" / "000000.png"], [], "is a picture; expected weights"),
+        ([brief_model_path, "sampel"], [], "does not exist; expected a file"),
+        ([small_checkpoint_path, brief_model_path], ["--weights", "ema"], "no weights named 'ema'"),
+        ([small_checkpoint_path, brief_model_path], ["--set", "mode"], "expected NAME=VALUE"),
         (
             [brief_model_path, half],
             ["--annotations", night / "annotations.json"],

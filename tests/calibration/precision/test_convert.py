@@ -248,11 +248,22 @@ def test_refusals(
     (tmp_path / "text.onnx").write_text("nothing")
     base = [brief_model_path, "--precision", "int8", "-o", output]
     labels = ["--annotations", night / "annotations.json", "--eval-images", images]
+    half = [brief_model_path, "--precision", "fp16", "-o", output, "--images", images]
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(brief_model_path.read_bytes())
+    (tmp_path / "link.onnx").symlink_to(copy)
     for words, message in (
         ([*base], "INT8 needs --images"),
         ([*base[:3], "-o", tmp_path / "o.engine", "--images", images], "expected .onnx"),
         ([*base[:3], "-o", tmp_path / "no" / "o.onnx", "--images", images], "does not exist"),
         ([*base, "--images", images, "--count", "0"], "--count is 0"),
+        ([*base, "--images", images, "--seed", "-1"], "--seed is -1; expected 0 or more"),
+        ([*half, "--keep", "stem"], "--keep is of INT8, the precision is fp16"),
+        ([*half, "--sensitivity"], "--sensitivity is of INT8"),
+        ([*half, "--rest", "fp32"], "--rest is of INT8"),
+        ([*half, *labels], "--annotations judge a budget; give --max-ap-drop too"),
+        ([copy, "--precision", "fp16", "-o", copy], "is what it would be made from, which would be lost"),
+        ([copy, "--precision", "fp16", "-o", tmp_path / "link.onnx"], "is what it would be made from"),
         ([brief_model_path, "--precision", "bf16", "-o", output, "--max-ap-drop", "1"], "no BF16"),
         ([*base, "--images", tmp_path / "nowhere"], "does not exist"),
         ([*base, "--images", images, "--calibration", tmp_path / "cpu.onnx"], "cannot be made"),
@@ -270,6 +281,7 @@ def test_refusals(
         assert message in captured.err
         assert captured.err.count("\n") == 1
     assert not output.exists()
+    assert copy.read_bytes() == brief_model_path.read_bytes()
 
 
 def test_no_contract_and_a_missing_range(tmp_path: Path, brief_model_path: Path) -> None:

@@ -24,6 +24,7 @@ import pytest
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import PictureError
 from wnlb.runtime.live import command as run_command
+from wnlb.runtime.live import outputs
 from wnlb.runtime.live.feed import Feed
 
 
@@ -195,11 +196,29 @@ def test_an_unplugged_camera_is_told_and_comes_back(
 def test_without_an_output_it_is_shown(
     planted_model_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_command, "DEFAULT_PAGE", "127.0.0.1:0")
+    monkeypatch.setattr(outputs, "DEFAULT_PAGE", "127.0.0.1:0")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     assert main(["run", str(planted_model_path), str(drive)]) == 0
     assert "live page at http://127.0.0.1:" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_whole_lines(
+    wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path
+) -> None:
+    log, limits = tmp_path / "o.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.write_text('{"frame": 0, "of": "the night before"}\n')
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        ran = wnlb_here("run", planted_model_path, drive, "--every-frame", "--jsonl", log, "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert ran.refused() == f"wnlb run: error: {log} cannot be written: File too large"
+    assert 1 < len(lines(log)) < 12
+    assert 500 < len(log.read_bytes()) < 1000
+    assert log.read_text().endswith("\n")
 
 
 def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path) -> None:
@@ -215,6 +234,7 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, drive
         ),
         ([planted_model_path, "rtsp://a/b", "--every-frame"], "--every-frame is for sources with an end"),
         ([planted_model_path, "rtsp://me:secret@a/b?password=x", "--every-frame"], "end, a_b has none; leave it out"),
+        ([planted_model_path, "ftp://me:secret@a/b.mp4"], "source ftp://a/b.mp4 is an address of ftp; expected rtsp,"),
         ([planted_model_path, "63"], "camera 63 cannot be opened"),
         ([planted_model_path, "9" * 20], "expected an index from 0 to 255"),
         ([planted_model_path, drive, "--camera", "1280x720"], "a mode can be asked of cameras only"),

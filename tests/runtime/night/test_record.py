@@ -14,8 +14,6 @@ import pytest
 from matplotlib.figure import Figure
 from planted_night import BEGAN, BOX, FACTS, a_night, found, frame
 
-from wnlb.runtime.darkness import luminance
-from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.night import record as record_module
 from wnlb.runtime.night.page import page
@@ -51,6 +49,22 @@ def test_counts_and_the_sharpest_picture_of_each_track() -> None:
     assert [len(shots) for _, shots in record.shots] == [0] * len(record.shots.contents)
 
 
+def test_an_object_is_what_it_was_taken_for_most(tmp_path: Path) -> None:
+    """As on the terminal and the live page, by the sum of the scores; also after it was read, and of older records."""
+    record = a_night(tracked=True)
+    for i, labels in enumerate([[2], [2], [1], [1], [1]]):  # a car that was a bus for two frames
+        record.add(60.0 * (601 + i), frame(blur=3), found(labels, [77]), 20.0)
+    assert (record.tracks["1.77"].label, record.tracks["1.77"].frames) == (1, 5)
+    record.write(tmp_path)
+    again = Record.read(tmp_path)
+    assert again.tracks["1.77"].votes == record.tracks["1.77"].votes
+    values = json.loads((tmp_path / FILE).read_text())
+    del values["tracks"]["1.77"]["votes"]
+    (tmp_path / FILE).write_text(json.dumps(values))
+    old = Record.read(tmp_path).tracks["1.77"]
+    assert (old.label, old.votes) == (1, {1: pytest.approx(5 * old.score)})
+
+
 def test_without_tracks_each_class_has_pictures_over_the_time() -> None:
     record = a_night(tracked=False)
     assert not record.tracks
@@ -60,14 +74,6 @@ def test_without_tracks_each_class_has_pictures_over_the_time() -> None:
     assert max(shots[1].sharpness for shots in pictures) == pytest.approx(
         sharpness(frame(blur=1), np.array(BOX, np.float32))
     )
-
-
-def test_the_darkness_of_a_large_frame_is_that_of_some_of_its_pixels() -> None:
-    rng = np.random.default_rng(3)
-    large = cv2.resize(rng.integers(0, 90, (54, 96, 3), np.uint8), (1920, 1080), interpolation=cv2.INTER_CUBIC)
-    record = Record(FACTS, ("car",), BEGAN)
-    record.add(0.0, large, Detections.none(1080, 1920), 10.0)
-    assert record.spells.at(0.0).luminance == pytest.approx(luminance(large), rel=0.002)
 
 
 def test_what_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,8 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_p
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.pth").write_bytes(b"1")
     model, output = planted_model_path, ("-o", tmp_path / "report")
+    (tmp_path / "bad.json").write_text('{"images": 3}')
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 48, 3), np.uint8))
     shutil.copy(model, tmp_path / "planted.onnx")
     labels = ("--annotations", model, "--eval-images", tmp_path)
     for words, message in (
@@ -205,8 +207,12 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_p
         ([tmp_path / "weights.pth", "--size", "64x96", "--config", "no.yaml", *output], "--config no.yaml is no file"),
         ([tmp_path / "none.pth", "--size", "64x96", *output], "does not exist"),
         (["--compare", model, model], "report"),
+        ([model, "--compare", model, model], "--compare reads two reports and measures nothing"),
     ):
         assert message in wnlb_here("profile", *words).refused()
+    ran = wnlb_here("profile", model, "--annotations", tmp_path / "bad.json", "--eval-images", tmp_path)
+    assert (ran.code, ran.out) == (2, "")  # before minutes of measuring
+    assert "error: accuracy cannot be measured of any model: annotations" in ran.err
     ran = wnlb_here("profile", Path(__file__), *QUICK)
     assert ran.code == 1  # nothing was measured
     assert "expected .onnx or .engine" in ran.out
