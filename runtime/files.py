@@ -81,6 +81,9 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it. Raises WnlbError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), folder)
+        raise WnlbError(f"folder {folder} cannot be made: {file} is a file; choose another") from error
     except OSError as error:
         raise WnlbError(f"folder {folder} cannot be made: {error.strerror}") from error
 

@@ -176,7 +176,7 @@ def wnlb() -> Callable[..., Ran]:
         hidden = ("DISPLAY", "WAYLAND_DISPLAY", "OPENCV_LOG_LEVEL", "OPENCV_FFMPEG_LOGLEVEL")
         env = {key: value for key, value in os.environ.items() if key not in hidden}
         command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=600, check=False)
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
 

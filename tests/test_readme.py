@@ -68,9 +68,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("night.jpg", "night_pictures/a.png", "night_pictures/b.jpg", "night/deep/c.png"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         cv2.imwrite(str(folder / name), picture)
-    video = cv2.VideoWriter(str(folder / "drive.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
+    video = cv2.VideoWriter(str(folder / "drive.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (320, 240))
     for _ in range(2):
-        video.write(np.zeros((64, 96, 3), np.uint8))
+        video.write(np.zeros((240, 320, 3), np.uint8))  # which holds the zones of the examples
     video.release()
     return folder
 
