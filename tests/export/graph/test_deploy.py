@@ -136,6 +136,12 @@ def test_for_a_cpu(batch: int) -> None:
     assert ours["masks"].std() > 0
 
 
+def test_for_a_cpu_of_wide_maps() -> None:
+    """Those of the FPN and of the RPN's head in tiles as well."""
+    model = small_model(fpn_channels=256, placement="fpn", rpn_convs=2)
+    assert_same(model, ExportOptions(160, 160, batch=2, target="cpu"))
+
+
 def test_for_a_cpu_the_mask_head_must_be_plain() -> None:
     model = small_model()
     model.roi_heads.mask_head[1][0].dilation = (2, 2)
