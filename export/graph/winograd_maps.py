@@ -114,8 +114,9 @@ class TiledRpnHead(nn.Module):
         maps, empty = [_numbers(*own) for own in zip(starts, shapes, strict=True)], sum(sizes)
         self.convolutions = nn.ModuleList()
         for layer in head.conv:
-            self.convolutions.append(TiledConvolution(layer[0], maps, empty))
-            maps, empty = self.convolutions[-1].maps, TILE**2 * tile_count(shapes)
+            tiled = TiledConvolution(layer[0], maps, empty)
+            self.convolutions.append(tiled)
+            maps, empty = tiled.maps, TILE**2 * tile_count(shapes)
         self.register_buffer("order", torch.from_numpy(np.concatenate([m.flatten() for m in maps])), persistent=False)
         last = [head.cls_logits, head.bbox_pred]
         self.anchors = head.cls_logits.out_channels
