@@ -15,6 +15,7 @@ from torch import Tensor
 from wnlb.export.adopt.body import static_body
 from wnlb.export.adopt.join import joined
 from wnlb.export.adopt.parts import Block, name_by_part
+from wnlb.export.adopt.softmax_across import spread_softmax
 from wnlb.export.adopt.verify_adopted import CaseReport, verify_adopted
 from wnlb.export.adopt.yolo_file import YoloFile
 from wnlb.export.graph.attention import AttentionPlan, plan_attention
@@ -71,6 +72,8 @@ def adopt_onnx(
     on_step("network")
     batches = None if options.min_batch is None else range(options.min_batch, options.batch + 1)
     body = static_body(file.model, (options.height, options.width), options.batch, batches)
+    if options.target == "cpu":
+        spread_softmax(body)
     blocks = name_by_part(body, file.outputs[1])
     plans = _plans(blocks, options)
     on_plan(plans)

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from wnlb.export.arguments import parse_batches, parse_bytes
-from wnlb.export.options import ExportOptions
-from wnlb.runtime.contract import INTERPOLATIONS, RESIZES, TARGETS
+from wnlb.export.arguments import add_file_arguments, add_frame_arguments, add_graph_arguments, options_of
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.files import sha256_of
+from wnlb.runtime.files import check_output, sha256_of
 from wnlb.runtime.geometry import parse_size
 from wnlb.runtime.table import human_bytes, table
 from wnlb.runtime.text_file import read_names
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from wnlb.export.adopt.adopt_onnx import AdoptReport
     from wnlb.export.adopt.yolo_file import YoloFile
     from wnlb.export.graph.attention import AttentionPlan
+    from wnlb.export.options import ExportOptions
 
 _DESCRIPTION = """\
 Take a YOLOv8-seg or YOLO11-seg file that ultralytics exported, with or without weighted non-local blocks, and write it
@@ -47,54 +46,26 @@ half=True or end2end; opset 17 or later, simplified or not, of a fixed size or d
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument("model", type=Path, help="an ONNX file of another tool")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
-    parser.add_argument(
-        "--size", metavar="HxW", help="input size in pixels, multiples of 32, where the file leaves it open"
+    add_file_arguments(
+        parser,
+        size="input size in pixels, multiples of 32, where the file leaves it open",
+        size_required=False,
+        classes=", where the file does not tell them",
     )
-    names = "class names, where the file does not tell them: one a line, a JSON list, or COCO's annotations"
-    parser.add_argument("--classes", type=Path, metavar="FILE", help=names)
-    graph = parser.add_argument_group("graph")
-    defaults = {field.name: field.default for field in dataclasses.fields(ExportOptions)}
-    graph.add_argument(
-        "--target",
-        choices=TARGETS,
-        default="gpu",
-        help="gpu, for engines and FP16 or INT8; or cpu, for ONNX Runtime without a GPU (default: gpu)",
+    add_graph_arguments(
+        parser,
+        masks=("frame", "none"),
+        masks_default="frame, a quarter of the input's height and width",
+        detections="300",
+        score_threshold="0.25",
+        nms_threshold="0.7",
+        candidates="anchors that enter NMS, the best ones",
     )
-    graph.add_argument("--batch", metavar="N", help="frames per run; A-B for any number of them (default: 1)")
-    graph.add_argument("--masks", choices=("frame", "none"), default="frame", help="none: boxes only (default: frame)")
-    graph.add_argument("--detections", type=int, metavar="N", help="rows of the outputs (default: 300)")
-    graph.add_argument("--score-threshold", type=float, metavar="S", help="default: 0.25")
-    graph.add_argument("--nms-threshold", type=float, metavar="IOU", help="default: 0.7")
-    for name, what in (
-        ("candidates", "anchors that enter NMS, the best ones"),
-        ("nms_rounds", "longest chain of overlapping boxes that NMS resolves"),
-    ):
-        option = f"--{name.replace('_', '-')}"
-        graph.add_argument(option, type=int, default=defaults[name], metavar="N", help=f"{what} (default: %(default)s)")
-    graph.add_argument(
-        "--attention",
-        default="standard",
-        metavar="FORM",
-        help="of blocks that are found: standard operators, one node of our TensorRT plugin each (plugin), or the "
-        "plugin where the standard form would be cut into chunks (auto); also per level: c2=plugin (default: standard)",
-    )
-    graph.add_argument(
-        "--attention-memory",
-        metavar="SIZE",
-        help="most that a piece of an attention matrix may take (default: 256MiB; 32MiB for --target cpu)",
-    )
-    frames = parser.add_argument_group("frames")
-    frames.add_argument("--resize", choices=RESIZES, help="fit: keep the aspect ratio and pad; stretch (default: fit)")
-    frames.add_argument("--interpolation", choices=INTERPOLATIONS, help="default: bilinear, as ultralytics")
-    parser.add_argument("--json", action="store_true", help="print plan and verification as JSON")
+    add_frame_arguments(parser, resize="fit", interpolation="bilinear, as ultralytics")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not arguments.output.parent.is_dir():
-        raise WnlbError(f"folder {arguments.output.parent} does not exist; create it or choose another output")
-    if arguments.output.suffix != ".onnx":
-        raise WnlbError(f"output {arguments.output} has the suffix {arguments.output.suffix!r}; expected .onnx")
+    check_output(arguments.output, ".onnx", arguments.model)
     names = read_names(arguments.classes) if arguments.classes else ()
     bar = tqdm(
         total=None, file=sys.stderr, disable=arguments.json or None, leave=False, bar_format="{desc} [{elapsed}]"
@@ -139,24 +110,7 @@ def _options(arguments: argparse.Namespace, file: YoloFile) -> ExportOptions:
             f"{arguments.model} is of {file.height}x{file.width} pixels, --size is {height}x{width}; export it for "
             "that size, or with dynamic=True"
         )
-    min_batch, batch = parse_batches(arguments.batch) if arguments.batch else (None, 1)
-    return ExportOptions(
-        height=height,
-        width=width,
-        batch=batch,
-        min_batch=min_batch,
-        detections=arguments.detections,
-        score_threshold=arguments.score_threshold,
-        nms_threshold=arguments.nms_threshold,
-        candidates=arguments.candidates,
-        nms_rounds=arguments.nms_rounds,
-        masks=arguments.masks,
-        attention=arguments.attention,
-        attention_memory=parse_bytes(arguments.attention_memory) if arguments.attention_memory else None,
-        target=arguments.target,
-        resize=arguments.resize,
-        interpolation=arguments.interpolation,
-    )
+    return options_of(arguments, height, width)
 
 
 def _plan_text(path: Path, file: YoloFile, plans: list[AttentionPlan], options: ExportOptions) -> str:

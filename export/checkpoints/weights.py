@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from wnlb.export.checkpoints.dialect import detector_prefixes, unwrapped
-from wnlb.export.checkpoints.pickles import Inert
-from wnlb.export.checkpoints.tensors import NumpyArray, StoredTensor, Weight
+from wnlb.export.checkpoints.files.pickles import Inert
+from wnlb.export.checkpoints.files.tensors import NumpyArray, StoredTensor, Weight
+from wnlb.export.checkpoints.names.dialect import detector_prefixes, unwrapped
 from wnlb.runtime.errors import CheckpointError
 
 TOP = "."  # name of the weights that lie in no dictionary of their own
@@ -137,6 +137,8 @@ def _no_weights(content: Any, source: str) -> str:
     for value in [content, *content.values()] if isinstance(content, dict) else content:
         if isinstance(value, Inert) and isinstance(value.state, dict) and "_modules" in value.state:
             held = f"a whole model of type {value.name}, which only running its code could load"
+            if value.name.startswith("ultralytics."):
+                advice = "where it was trained: 'yolo export model=... format=onnx', then 'wnlb adopt' of that file"
             return f"checkpoint {source} holds {held}; {advice}"
     names = list(content)[:8] if isinstance(content, dict) else map(_kind, content[:8])
     listed = ", ".join(map(str, names)) or "nothing"

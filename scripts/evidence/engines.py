@@ -42,7 +42,7 @@ def _subject(context: Context, folder: Path, size: str) -> list[object]:
     """What is profiled: the sample in three precisions; in a rehearsal a file that is small and quickly made."""
     if not context.rehearse:
         return [_SAMPLE, "--size", size, "--precisions", "fp32,fp16,int8"]
-    few = ["--pre-nms", 32, "--post-nms", 32, "--candidates", 64, "--detections", 8]
+    few = ["--pre-nms", 32, "--post-nms", 32, "--candidates", 64, "--detections", 8, "--target", "cpu"]
     _wnlb(context, "export", _SAMPLE, "-o", folder / "small.onnx", "--size", size, *few)
     return [folder / "small.onnx", "--precisions", "fp32", "--no-stages", "--no-accuracy"]
 

@@ -50,9 +50,10 @@ def assert_same(model: MaskRCNN, options: ExportOptions, least: int = 1, content
     eager, _ = eager_detections(model, pictures, content)
     for i, found in enumerate(eager):
         own = {name: value[i] for name, value in ours.items()}
-        pairs, missing, extra = match(found, own, model.roi_heads.score_thresh)
+        heads = model.roi_heads
+        pairs, missing, extra = match(found, own, heads.score_thresh, nms_threshold=heads.nms_thresh)
         assert len(found["scores"]) >= least
-        assert (missing, extra, int(own["count"])) == (0, 0, len(found["scores"]))
+        assert (missing, extra, int(own["count"])) == (0, 0, len(found["scores"]))  # ties of scores may go either way
         assert found["boxes"].dtype == own["boxes"].dtype == np.float64
         for a, b in pairs:
             for name in ("boxes", "scores", "masks"):
@@ -68,10 +69,13 @@ LONGER = {"resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d", "wid
 
 
 def combinations() -> Iterator[Any]:
-    """All of both kinds of backbone; groups and widths once; longer forms, of the same units, in slow runs."""
+    """All of one kind of backbone; of the other, each mode and each placement; groups and widths once.
+
+    In slow runs the rest, and longer forms of the same units.
+    """
     for mode, placement, backbone in itertools.product(MODES, PLACEMENTS, BACKBONES):
-        usual = backbone in ("resnet18", "resnet50") or (mode, placement) == ("embedded", "inline")
-        usual &= backbone not in LONGER
+        first = (mode == "embedded") + (placement == "inline")
+        usual = first >= {"resnet18": 0, "resnet50": 1}.get(backbone, 2) and backbone not in LONGER
         yield pytest.param(mode, placement, backbone, marks=[] if usual else pytest.mark.slow)
 
 
@@ -92,18 +96,19 @@ def test_batch_of_two_equals_two_single_images() -> None:
     assert not np.array_equal(ours["boxes"][0], ours["boxes"][1])
 
 
+FEWER = {"pre_nms_top_n": 300, "post_nms_top_n": 100}  # proposals, of five pictures
 CONTENT = np.array([[64, 70], [41, 96], [37, 59], [64, 96], [21, 96]], np.int32)
 
 
 def test_pictures_that_do_not_fill_their_frames() -> None:
     """Noise beside them is not seen, and boxes end where they end; in the middle of cells and strides, too."""
-    ours = assert_same(small_model(), ExportOptions(64, 96, batch=5), 1, CONTENT)
+    ours = assert_same(small_model(), ExportOptions(64, 96, batch=5, **FEWER), 1, CONTENT)
     for boxes, count, (height, width) in zip(ours["boxes"], ours["count"], CONTENT, strict=True):
         assert (boxes[:count, 2:].max(0) == [width, height]).all()
 
 
 def test_what_lies_beside_the_picture_does_not_matter() -> None:
-    model, options = small_model(), ExportOptions(64, 96, batch=5)
+    model, options = small_model(), ExportOptions(64, 96, batch=5, **FEWER)
     pictures = images(64, 96, 5)
     expected = static_detections(model, options, pictures, CONTENT)
     for picture, (height, width) in zip(pictures, CONTENT, strict=True):
