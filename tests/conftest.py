@@ -22,8 +22,9 @@ if not torch.cuda.is_available():  # before anything imports Triton, which reads
     os.environ["TRITON_INTERPRET"] = "1"
 
 from small_models import small_config, small_model
+from small_peers import write_mmdet_checkpoint
 
-from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from wnlb.export.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.cli import main
@@ -125,13 +126,24 @@ def batches_cpu_model_path(small_checkpoint_path: Path) -> Path:
     return _exported(small_checkpoint_path, "batches.cpu.onnx", ExportOptions(64, 96, target="cpu", **BATCHES))
 
 
+@pytest.fixture(scope="session")
+def mmdet_model_path(shared_folder: Path) -> Path:
+    """The same network by the conventions of mmdetection, with 12 rows."""
+    checkpoint = shared_folder / "mmdet.pth"
+    with made_once(checkpoint):
+        if not checkpoint.exists():
+            write_mmdet_checkpoint(checkpoint)
+    return _exported(checkpoint, "mmdet.onnx", ExportOptions(64, 96, **BRIEF))
+
+
 def _exported(checkpoint: Path, name: str, options: ExportOptions) -> Path:
     """A file beside the checkpoint, made by the worker that needs it first."""
     path = checkpoint.with_name(name)
     with made_once(path):
         if not path.exists():
-            model, config = load_checkpoint(checkpoint)
-            export_onnx(model, path, options, class_names=config.class_names)
+            loaded = read_checkpoint(checkpoint)
+            names = loaded.config.class_names
+            export_onnx(loaded.model, path, options, class_names=names, origin=loaded.origin)
     return path
 
 

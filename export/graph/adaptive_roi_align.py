@@ -78,7 +78,7 @@ class CellRoIAlign(nn.Module):
 
     RoIs are sorted by their number of cells and served from ``buckets``. One that has more cells than its bucket
     holds (``overflow``) gets cells of more than 2 x 2 pixels, each still read by one sample, and comes
-    as near as two samples per axis do.
+    as near as two samples per axis do. With one bucket no constant of the file holds the number of RoIs.
 
     Args:
         layout: of the atlas.
@@ -91,6 +91,7 @@ class CellRoIAlign(nn.Module):
     area_thresholds: Tensor  # [L - 1]
     level_table: Tensor  # [L, 5] scale, width, height, x, y
     bins: Tensor  # [S, 1] 0 ... S - 1
+    zeros: Tensor  # [S, 1]
     pixel: Tensor  # [2, 1, 1] a pixel's width and height in the atlas, which spans -1 to 1
 
     def __init__(
@@ -111,6 +112,7 @@ class CellRoIAlign(nn.Module):
         self.register_buffer("area_thresholds", torch.tensor(area_thresholds) * 1.0, persistent=False)
         self.register_buffer("level_table", torch.tensor(table) * 1.0, persistent=False)
         self.register_buffer("bins", torch.arange(output_size).unsqueeze(1) * 1.0, persistent=False)
+        self.register_buffer("zeros", torch.zeros(output_size, 1), persistent=False)
         self.register_buffer("pixel", pixel, persistent=False)
 
     def forward(self, atlas: Tensor, boxes: Tensor) -> Tensor:
@@ -160,15 +162,15 @@ class CellRoIAlign(nn.Module):
         index = torch.stack([number - row * fitted[..., :1], row], 2)
         position, weight = self._along(corners, sides, samples, fitted, index, table[..., 1:3])
         position = (position + _column(table[..., 3:5]) + 0.5) * self.pixel - 1  # [N, R, 2, S, K]
-        batch, rois, side = *boxes.shape[:2], self.output_size
+        batch, side = boxes.shape[0], self.output_size
         x, y = position.permute(0, 4, 1, 2, 3).unbind(3)  # [N, K, R, S]
         weight_x, weight_y = weight.permute(0, 4, 1, 2, 3).unbind(3)
-        shape = (batch, cells, rois, side, side)
-        grid = torch.stack([x.unsqueeze(3).expand(shape), y.unsqueeze(4).expand(shape)], -1)
+        # Added, not expanded to a shape, which would hold R: [N, K, R, S, S, 2].
+        grid = torch.stack([x.unsqueeze(3) + self.zeros, y.unsqueeze(4) + self.zeros.squeeze(1)], -1)
         # The cells of a bin lie outermost, so that their sum runs over whole blocks of memory.
         sampled = F.grid_sample(atlas, grid.reshape(batch, cells, -1, 2), align_corners=False)
         weighted = sampled * (weight_y.unsqueeze(4) * weight_x.unsqueeze(3)).reshape(batch, 1, cells, -1)
-        return weighted.sum(2).reshape(batch, -1, rois, side * side)
+        return weighted.sum(2).reshape(batch, atlas.shape[1], -1, side * side)
 
     def _in_level(self, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Left top corners and sides ``[..., 2]``, x before y, in pixels of each box's level, whose first pixel has its
@@ -237,7 +239,7 @@ def default_buckets(rois: int, side: int, most: int) -> Buckets:
 
     With room above what 1000 proposals of random networks need, on noise as well: 0.4 % more than 12 cells, 21 % more
     than 9, 40 % more than 6. Those of a trained one are smaller (1 % more than 9, 23 % more than 6). Of 100 boxes for
-    masks 11 need more than 4.
+    masks 11 need more than 4; an engine that computes fewer of them needs one bucket.
     """
     shares = ((0.02, most), (0.25, 12), (0.5, 9), (1.0, 6)) if side < 14 else ((0.15, most), (1.0, 4))
     if most <= shares[-1][1]:
@@ -266,7 +268,8 @@ def _cells(samples: Tensor) -> Tensor:
 def _fit(wanted: Tensor, cells: int) -> Tensor:
     """Columns and rows of cells ``[..., 2]``, less than wanted where their product is above ``cells``."""
     columns, rows = wanted.unbind(-1)
-    held = columns.new_tensor(cells)  # divided as a tensor: a number times 1 / rows may round below the quotient
+    # Divided as a tensor: a number times 1 / rows may round below the quotient.
+    held = torch.full((), cells, dtype=columns.dtype, device=columns.device)
     columns = torch.minimum(columns, torch.floor(held / rows).clamp(min=math.isqrt(cells)))
     return torch.stack([columns, torch.minimum(rows, torch.floor(held / columns))], -1)
 

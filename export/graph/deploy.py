@@ -147,9 +147,9 @@ class DetectionStage(nn.Module):
         self.layout = AtlasLayout(tuple(shapes[:4]))
         scales = [shape[0] / options.height for shape in shapes[:4]]
 
-        def pool(of_model: Any, boxes: int) -> Pool:
+        def pool(of_model: Any, boxes: int, alike: bool = False) -> Pool:
             if conventions.aligned:
-                return _adaptive_roi_align(of_model, self.layout, scales, boxes, options.target, conventions)
+                return _adaptive_roi_align(of_model, self.layout, scales, boxes, options.target, conventions, alike)
             atlas = _atlas_roi_align(of_model, self.layout, scales)
             if options.target == "cpu":
                 thresholds = atlas.area_thresholds.tolist()
@@ -169,7 +169,9 @@ class DetectionStage(nn.Module):
         if self.with_masks:
             _check_mask_classes(heads)
             form = RowsMaskBranch if options.target == "cpu" else MaskBranch
-            self.mask = form(pool(heads.mask_roi_pool, self.mask_rows), heads.mask_head, heads.mask_predictor)
+            # In buckets 100 boxes take fewer points; alike, any number of them can be computed (``split_masks``).
+            alike = options.batch == 1 and self.mask_rows == self.detections
+            self.mask = form(pool(heads.mask_roi_pool, self.mask_rows, alike), heads.mask_head, heads.mask_predictor)
 
     def forward(self, levels: list[Tensor], proposals: Tensor, valid: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
         maps = self.maps(levels)
@@ -246,14 +248,24 @@ def _atlas_roi_align(pool: Any, layout: AtlasLayout, scales: list[float]) -> Atl
 
 
 def _adaptive_roi_align(
-    pool: Any, layout: AtlasLayout, scales: list[float], boxes: int, target: str, conventions: MaskRcnnConventions
+    pool: Any,
+    layout: AtlasLayout,
+    scales: list[float],
+    boxes: int,
+    target: str,
+    conventions: MaskRcnnConventions,
+    alike: bool,
 ) -> Pool:
-    """RoIAlign of ``boxes`` boxes of a picture; of ``pool`` only its output's side is asked."""
+    """RoIAlign of ``boxes`` boxes of a picture; of ``pool`` only its output's side is asked.
+
+    ``alike``: each gets as many cells as any may need, and the graph holds no number of boxes.
+    """
     side, areas = pool.output_size[0], level_areas(_FINEST_SIDE, conventions.level_epsilon)
     if target == "cpu":
         return NodeRoIAlign(scales, side, areas)
     most = most_cells(layout, scales, side, areas)
-    return CellRoIAlign(layout, scales, side, areas, default_buckets(boxes, side, most))
+    buckets = [(boxes, most)] if alike else default_buckets(boxes, side, most)
+    return CellRoIAlign(layout, scales, side, areas, buckets)
 
 
 def _nms(threshold: float, options: ExportOptions, classes: int = 1) -> StaticNMS | NodeNMS:

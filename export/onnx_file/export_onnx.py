@@ -132,6 +132,12 @@ def configure(model: MaskRCNN | Solov2, options: ExportOptions) -> None:
     ):
         if (value := getattr(options, name)) is not None:
             setattr(model.roi_heads, attribute, value)
+    rows = model.roi_heads.detections_per_img
+    if options.mask_rows is not None and options.mask_rows > rows:
+        raise WnlbError(
+            f"mask_rows is {options.mask_rows}, but there are {rows} rows of detections; expected at most {rows}: "
+            "leave it out for masks of all"
+        )
 
 
 def _configure_solov2(model: Solov2, options: ExportOptions) -> None:

@@ -32,8 +32,7 @@ def split_masks(model: onnx.ModelProto, contract: Contract) -> tuple[onnx.ModelP
     row is computed as in the whole. The second's output is ``masks [1, rows, 28, 28]``.
 
     None where the file has no masks, few rows, is for a CPU, is of several frames, or computes its masks in a way that
-    holds the number of rows: with the adaptive RoIAlign of mmdetection's and detectron2's models, or with
-    ``--mask-rows``.
+    holds the number of rows: with ``--mask-rows``, or in older files with adaptive RoIAlign in buckets.
     """
     import onnx
     from onnx import shape_inference

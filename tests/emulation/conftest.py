@@ -101,6 +101,12 @@ def fused() -> Path:
 
 
 @pytest.fixture
+def peer() -> Path:
+    """A real model of mmdetection, with 12 rows."""
+    return Path(os.environ["EMULATED_PEER_MODEL"])
+
+
+@pytest.fixture
 def make_plugin(tmp_path: Path) -> Callable[..., Path]:
     """Compiles a library with the two functions that our plugin library exports."""
 

@@ -134,13 +134,22 @@ def test_only_rows_that_are_found_are_computed(tmp_path: Path, driver: Any, trt:
     backend.close()
 
 
-def test_the_real_network_in_two_parts(fused: Path, tmp_path: Path, driver: Any, trt: Any) -> None:
+@pytest.mark.parametrize(("which", "rows_of_masks"), [("fused", (8, 16, 32, 64, 100)), ("peer", (8, 12))])
+def test_a_real_network_in_two_parts(
+    which: str,
+    rows_of_masks: tuple[int, ...],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    driver: Any,
+    trt: Any,
+) -> None:
     """Every tensor that crosses is of a type that an engine takes; a plugin's body stays with the first part."""
-    trt.plugin_bodies.extend(onnx.load(fused).functions)
+    real: Path = request.getfixturevalue(which)
+    trt.plugin_bodies.extend(onnx.load(real).functions)
     source = tmp_path / "real.onnx"
-    source.write_bytes(fused.read_bytes())
+    source.write_bytes(real.read_bytes())
     backends = [TensorRtBackend(built(source, rows)) for rows in ("all", "auto")]
-    assert read_manifest(tmp_path / "real.auto.engine").mask_rows == (8, 16, 32, 64, 100)
+    assert read_manifest(tmp_path / "real.auto.engine").mask_rows == rows_of_masks
     assert read_manifest(tmp_path / "real.all.engine").mask_rows == ()
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
     expected, found = [{name: a.copy() for name, a in b.run(whole(image)).items()} for b in backends]

@@ -27,6 +27,7 @@ def test_on_an_emulated_gpu(
     planted_model: Callable[..., Path],
     make_contract: Callable[..., Contract],
     brief_model_path: Path,
+    mmdet_model_path: Path,
     tmp_path: Path,
 ) -> None:
     model = onnx.load(brief_model_path)
@@ -41,6 +42,7 @@ def test_on_an_emulated_gpu(
         "EMULATED_MODEL_OF_FORMAT_1": str(planted_model(tmp_path / "1.onnx", make_contract(batch=2, format=1))),
         "EMULATED_MODEL_OF_FRAME_MASKS": str(planted_model(tmp_path / "frame.onnx", of_frame_masks)),
         "EMULATED_FUSED_MODEL": str(tmp_path / "fused.onnx"),
+        "EMULATED_PEER_MODEL": str(mmdet_model_path),
     }
     for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_ADDOPTS"):
         environment.pop(name, None)

@@ -14,6 +14,7 @@ from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.conventions import MMDETECTION, TORCHVISION, MaskRcnnConventions
+from wnlb.runtime.errors import WnlbError
 
 HEIGHT, WIDTH, ROWS, CLASSES = 64, 96, 20, 8
 COUNTS = [(0, 0, 0), (1, 0, 0), (0, 17, ROWS), (ROWS, ROWS, ROWS), (3, 1, 2)]
@@ -61,14 +62,16 @@ def test_for_a_cpu_it_computes_the_same_as_the_convolutions(counts: tuple[int, .
 def test_a_fixed_number_of_masks(target: str, conventions: MaskRcnnConventions) -> None:
     """The best rows are as in all, the others zero."""
     levels, *rows = inputs((3, 17, ROWS))
-    whole, few, more = (stage(target, conventions, **own) for own in ({}, {"mask_rows": 8}, {"mask_rows": 99}))
+    whole, few, every = (stage(target, conventions, **own) for own in ({}, {"mask_rows": 8}, {"mask_rows": ROWS}))
     maps = whole.maps(levels)
     expected = whole._masks(maps, *rows)
     found = few._masks(maps, *rows)
     assert found.shape == expected.shape
     torch.testing.assert_close(found[:, :8], expected[:, :8], atol=1e-12, rtol=0)
     assert not found[:, 8:].any()
-    torch.testing.assert_close(more._masks(maps, *rows), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(every._masks(maps, *rows), expected, atol=1e-12, rtol=0)
+    with pytest.raises(WnlbError, match=f"mask_rows is 99, but there are {ROWS} rows of detections; expected at most"):
+        stage(target, conventions, mask_rows=99)
 
 
 @pytest.mark.parametrize("conventions", [TORCHVISION, MMDETECTION], ids=lambda each: each.framework)

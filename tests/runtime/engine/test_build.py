@@ -57,6 +57,14 @@ def test_an_exported_file_builds(brief_model_path: Path, tmp_path: Path) -> None
     assert any("graph" in what for _, what in seen)
 
 
+def test_a_file_of_mmdetection_builds_in_two_parts(mmdet_model_path: Path, tmp_path: Path) -> None:
+    manifest = build_engine(mmdet_model_path, tmp_path / "model.engine", RTX)
+    assert manifest.mask_rows == (8, 12)
+    assert 1e5 < manifest.masks_at < manifest.engine_bytes - 1e5
+    names = {layer["name"] for layer in manifest.layers}
+    assert {"body.conv1/Conv", "detect.mask.pool/GridSample"} <= names
+
+
 def test_several_batches_build_by_one_profile(planted_batches_path: Path, tmp_path: Path) -> None:
     engine = tmp_path / "model.engine"
     assert build_engine(planted_batches_path, engine, RTX).options["batches"] == [1, 5, 5]

@@ -11,7 +11,7 @@ import pytest
 from model_inputs import whole
 from numpy.typing import NDArray
 
-from wnlb.calibration.precision.convert import Converter
+from wnlb.calibration.precision.convert import Converter, Int8Choice
 from wnlb.export.onnx_file.fuse import fuse_attention
 from wnlb.export.onnx_file.verify import dark_scene
 from wnlb.runtime.contract import Contract
@@ -20,7 +20,8 @@ from wnlb.runtime.onnx_file import read_model
 
 
 def outputs_of(model: onnx.ModelProto, inputs: dict[str, NDArray]) -> dict[str, NDArray]:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    usual = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["WeightBiasQuantization"]}
+    session = ort.InferenceSession(model.SerializeToString(), **usual)
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
 
@@ -47,8 +48,9 @@ def check_parts(model: onnx.ModelProto, contract: Contract) -> None:
         np.testing.assert_allclose(own, masks[:, :rows], atol=1e-5, rtol=0)
 
 
-def test_rows_of_the_whole(brief_model_path: Path) -> None:
+def test_rows_of_the_whole(brief_model_path: Path, mmdet_model_path: Path) -> None:
     check_parts(*read_model(brief_model_path))
+    check_parts(*read_model(mmdet_model_path))  # with adaptive RoIAlign
 
 
 def test_with_plugin_nodes_and_in_half_precision(brief_model_path: Path) -> None:
@@ -60,6 +62,26 @@ def test_with_plugin_nodes_and_in_half_precision(brief_model_path: Path) -> None
     parts = split_masks(model, contract)
     assert parts
     assert [len(part.functions) > 0 for part in parts] == [True, False]
+
+
+@pytest.mark.parametrize("rest", ["fp16", "fp32"])
+def test_of_int8_files_both_parts_have_their_pairs(brief_model_path: Path, mmdet_model_path: Path, rest: str) -> None:
+    for path in (brief_model_path, mmdet_model_path):
+        model, contract = int8_of(path, rest)
+        check_parts(model, contract)
+        parts = split_masks(model, contract)
+        assert parts
+        for part in parts:
+            assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in part.graph.node}
+        kinds = {value.type.tensor_type.elem_type for value in parts[1].graph.input}
+        assert not kinds & {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}  # what crosses is not quantised
+
+
+def int8_of(path: Path, rest: str) -> tuple[onnx.ModelProto, Contract]:
+    """All that can be in INT8, for activations of 4 at most."""
+    converter = Converter(path)
+    choice = Int8Choice(frozenset(converter.groups), "max", rest)
+    return converter.int8(choice, dict.fromkeys(converter.activations, 4.0)), read_model(path)[1]
 
 
 def test_files_that_stay_whole(batches_model_path: Path, small_cpu_model_path: Path, brief_model_path: Path) -> None:
