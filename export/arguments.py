@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 from wnlb.runtime.errors import WnlbError
 
@@ -21,3 +23,14 @@ def parse_bytes(text: str) -> int:
     if not found:
         raise WnlbError(f"attention memory is {text!r}; expected a size such as 256MiB or 1GiB")
     return int(float(found[1]) * 1024 ** ["", "kib", "mib", "gib"].index((found[2] or "").lower()))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """``"mean=[1,2,3]"`` to its name and value, JSON or text. Raises WnlbError."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise WnlbError(f"--set got {text!r}; expected NAME=VALUE")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value.strip()

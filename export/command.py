@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from wnlb.export.arguments import parse_batches, parse_bytes
+from wnlb.export.arguments import parse_batches, parse_bytes, parse_setting
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import INTERPOLATIONS, MASKS, RESIZES, TARGETS
 from wnlb.runtime.errors import WnlbError
@@ -197,7 +197,7 @@ def _add_reading_arguments(reading: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
-    overrides = dict(_override(text) for text in arguments.overrides)
+    overrides = dict(map(parse_setting, arguments.overrides))
     names = read_names(arguments.classes) if arguments.classes else ()
     if not arguments.output.parent.is_dir():
         raise WnlbError(f"folder {arguments.output.parent} does not exist; create it or choose another output")
@@ -280,16 +280,6 @@ def _options(arguments: argparse.Namespace) -> ExportOptions:
         resize=arguments.resize,
         interpolation=arguments.interpolation,
     )
-
-
-def _override(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise WnlbError(f"--set got {text!r}; expected NAME=VALUE")
-    try:
-        return name.strip(), json.loads(value)
-    except ValueError:
-        return name.strip(), value.strip()
 
 
 def _coco_names(num_classes: int) -> tuple[str, ...]:
