@@ -206,7 +206,7 @@ def run(arguments: argparse.Namespace) -> int:
     with bar:
         bar.set_description_str("load PyTorch")
         from wnlb.export.checkpoints.checkpoint import read_checkpoint
-        from wnlb.export.checkpoints.fetched import fetched_checkpoint
+        from wnlb.export.checkpoints.files.fetched import fetched_checkpoint
         from wnlb.export.onnx_file.export_onnx import STEPS, export_onnx
         from wnlb.export.onnx_file.verify import warning
 

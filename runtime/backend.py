@@ -19,6 +19,7 @@ class Backend(Protocol):
 
     contract: Contract
     takes_device_arrays: bool  # whether inputs may lie on the GPU (``__cuda_array_interface__``)
+    at_once: int  # runs that it takes at once, from as many threads; the arrays of such a backend are the caller's
 
     @property
     def description(self) -> str:
@@ -39,13 +40,16 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(model: Model | str, *, device: str = "auto", threads: int = 0, trust: Path | None = None) -> Backend:
+def open_backend(
+    model: Model | str, *, device: str = "auto", threads: int = 0, trust: Path | None = None, at_once: int = 1
+) -> Backend:
     """Open a model with the backend that its name asks for: ``.onnx``, ``.engine`` or ``triton://host:8001/model``.
 
     Args:
         device: "cpu", "cuda", or "auto" for CUDA where it works and the CPU elsewhere.
         threads: CPU threads of ONNX Runtime; 0 for one per core.
         trust: see ``TensorRtBackend``.
+        at_once: see ``OnnxRuntimeBackend``; the others take one run.
 
     Raises:
         WnlbError: the model is not there, not ours, or needs something that is not installed.
@@ -72,4 +76,4 @@ def open_backend(model: Model | str, *, device: str = "auto", threads: int = 0, 
         raise WnlbError(f"--trust is for engines; {model} carries its contract inside")
     from wnlb.runtime.onnxruntime_backend import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(model, device=device, threads=threads)
+    return OnnxRuntimeBackend(model, device=device, threads=threads, at_once=at_once)

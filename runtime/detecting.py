@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Generator, Iterable
 
 import cv2
 
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError
-from wnlb.runtime.overlap import ahead
+from wnlb.runtime.overlap import abreast, ahead
 from wnlb.runtime.predictor import Predictor
 from wnlb.runtime.source import Frame
 
@@ -26,19 +26,19 @@ def detected(
 ) -> Generator[list[Found], None, None]:
     """The same frames in the same order, as they are done; those of one run of the model together.
 
-    Close it where it is left early (``contextlib.closing``): two threads work for it.
+    Close it where it is left early (``contextlib.closing``): threads work for it.
 
     Args:
         size: frames of a run, at most; one of ``predictor.contract.batches``.
         is_video: a frame that cannot be prepared is an error of the source, not of one picture.
-        on_run: told ``Predictor.times_ms`` and the number of frames after each run, by one of the threads.
+        on_run: told ``Predictor.times_ms`` and the number of frames after each run, by the thread that ran it.
 
     Raises:
         PictureError: of ``frames``; or ``is_video``.
         WnlbError: the model cannot be run.
     """
 
-    def run(batch: list[Frame]) -> list[Found]:
+    def run(predictor: Predictor, batch: list[Frame]) -> list[Found]:
         pictures = [frame.pixels for frame in batch if frame.pixels is not None]
         if not pictures:
             return [(frame, None) for frame in batch]
@@ -46,19 +46,15 @@ def detected(
             found = iter(predictor.predict_batch(pictures))
         except (PictureError, cv2.error) as error:  # of one size of picture: it must not cost its neighbours
             if len(batch) > 1:
-                return [found for frame in batch for found in run([frame])]
+                return [found for frame in batch for found in run(predictor, [frame])]
             if is_video:
                 raise
             return [(Frame(batch[0].name, None, f"picture {batch[0].name} cannot be prepared: {error}"), None)]
         on_run(predictor.times_ms, len(pictures))
         return [(frame, None if frame.pixels is None else next(found)) for frame in batch]
 
-    def runs(batches: Generator[list[Frame], None, None]) -> Generator[list[Found], None, None]:
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield run(batch)
-
-    return ahead(runs(ahead(_batches(frames, size))))
+    works = [functools.partial(run, one) for one in predictor.abreast()]
+    return ahead(abreast(ahead(_batches(frames, size)), works))
 
 
 def _batches(frames: Iterable[Frame], size: int) -> Generator[list[Frame], None, None]:

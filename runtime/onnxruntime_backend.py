@@ -11,6 +11,7 @@ from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.denormals import flush_in_session, without_denormals
 from wnlb.runtime.errors import ContractError, MissingDependency, WnlbError
 from wnlb.runtime.inputs import check_inputs
+from wnlb.runtime.machine import usable_cores
 from wnlb.runtime.onnx_file import no_contract
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -27,12 +28,20 @@ class OnnxRuntimeBackend:
 
     With ``device="auto"`` the CUDA provider is used where ONNX Runtime has one that works. With ``"cuda"`` it is used
     or the constructor fails: ONNX Runtime alone would quietly run on the CPU.
+
+    Args:
+        at_once: runs to take at once on a CPU, sharing its threads: for many frames. Each takes longer, all together
+            less, for no core waits where a run has work for one alone. No more than there are threads.
     """
 
     takes_device_arrays = False
 
-    def __init__(self, path: Path | str, *, device: str = "auto", threads: int = 0) -> None:
-        session = open_session(path, device=device, threads=threads)
+    def __init__(self, path: Path | str, *, device: str = "auto", threads: int = 0, at_once: int = 1) -> None:
+        check_threads(threads)
+        at_once = min(at_once, threads or usable_cores())
+        # Each thread that runs the session works itself; beside it work those of the session, less one.
+        own = threads if at_once == 1 else (threads or usable_cores()) - at_once + 1
+        session = open_session(path, device=device, threads=own)
         try:
             text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
             self._outputs = [value.name for value in session.get_outputs()]
@@ -45,7 +54,9 @@ class OnnxRuntimeBackend:
         self.contract = Contract.from_json(text)
         self._path = path
         on_cuda = session.get_providers()[0] == "CUDAExecutionProvider"
+        self.at_once = 1 if on_cuda else at_once
         where = "CUDA" if on_cuda else f"CPU, {threads or 'all'} threads"
+        where += f", {self.at_once} frames at once" if self.at_once > 1 else ""
         self.description = f"ONNX Runtime {_import_onnxruntime().__version__}, {where}"
         self._session: Any = session
         if self._outputs != list(self.contract.output_shapes):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def ahead(items: Generator[_Item, None, None]) -> Generator[_Item, None, None]:
@@ -46,6 +50,42 @@ def ahead(items: Generator[_Item, None, None]) -> Generator[_Item, None, None]:
         stop.set()
         slot.wake()
         thread.join()
+
+
+def abreast(
+    items: Generator[_Item, None, None], works: Sequence[Callable[[_Item], _Result]]
+) -> Generator[_Result, None, None]:
+    """What is made of the items, in their order: several at a time, by as many threads as there are ``works``.
+
+    Each of these is given one item after the other. An error is raised where its result would have come, once those
+    that are being made are. Close this generator where it is left early: it closes ``items``, as at its end.
+    """
+    with contextlib.closing(items):
+        if len(works) == 1:
+            yield from map(works[0], items)
+            return
+        idle = queue.SimpleQueue[Callable[[_Item], _Result]]()
+        for work in works:
+            idle.put(work)
+
+        def made(item: _Item) -> _Result:
+            work = idle.get()
+            try:
+                return work(item)
+            finally:
+                idle.put(work)
+
+        waiting = deque[Future[_Result]]()
+        pool = ThreadPoolExecutor(len(works), "wnlb abreast")
+        try:
+            for item in items:
+                waiting.append(pool.submit(made, item))
+                if len(waiting) > len(works):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class Slot(Generic[_Item]):

@@ -33,15 +33,21 @@ def color_of(detections: Detections, i: int) -> tuple[int, int, int]:
 
 
 def draw(frame_bgr: NDArray[np.uint8], detections: Detections, class_names: Sequence[str]) -> NDArray[np.uint8]:
-    """A copy of the frame with masks, their outlines, boxes, names and scores, readable on dark pictures.
+    """A copy of the frame with what ``draw_on`` draws."""
+    picture = frame_bgr.copy()
+    draw_on(picture, detections, class_names)
+    return picture
+
+
+def draw_on(picture: NDArray[np.uint8], detections: Detections, class_names: Sequence[str]) -> None:
+    """Masks, their outlines, boxes, names and scores, readable on dark pictures, drawn into a frame.
 
     What belongs to a track has its number beside the name, and its colour instead of that of the class.
 
     Args:
-        frame_bgr: uint8 ``[h, w, 3]``, of the size that ``detections`` have.
+        picture: uint8 BGR ``[h, w, 3]``, of the size that ``detections`` have.
         class_names: label 1 is the first.
     """
-    picture = frame_bgr.copy()
     side = max(picture.shape[:2])
     thickness = max(round(side / 500), 1)
     scale = max(side / 1400, 0.35)
@@ -57,7 +63,6 @@ def draw(frame_bgr: NDArray[np.uint8], detections: Detections, class_names: Sequ
         number = f" {detections.track_ids[i]}" if detections.track_ids is not None and detections.track_ids[i] else ""
         text = f"{name}{number} {detections.scores[i]:.2f}"
         _draw_label(picture, text, detections.boxes[i], color_of(detections, i), scale)
-    return picture
 
 
 def _draw_mask(

@@ -20,6 +20,8 @@ from wnlb.runtime.geometry import Placement
 from wnlb.runtime.inputs import geometry_of, named_inputs
 from wnlb.runtime.served_model import Model, ServedModel
 
+AT_ONCE = 2  # frames of a folder or a video, where a CPU computes them and each may take its time
+
 
 class Predictor:
     """Frames in, ``Detections`` out.
@@ -31,7 +33,7 @@ class Predictor:
         model: a model file, the address of a served model (``triton://host:8001/model``), or a backend that is already
             open (the predictor closes it).
         score_threshold: drops detections below it; the model's own threshold was applied before.
-        device, threads, trust: see ``open_backend``.
+        device, threads, trust, at_once: see ``open_backend``. A predictor is for one thread at a time; see ``abreast``.
     """
 
     def __init__(
@@ -42,11 +44,12 @@ class Predictor:
         device: str = "auto",
         threads: int = 0,
         trust: Path | None = None,
+        at_once: int = 1,
     ) -> None:
         if not 0 <= score_threshold <= 1:
             raise WnlbError(f"score threshold is {score_threshold}; expected a number from 0 to 1")
         if isinstance(model, (str, Path, ServedModel)):
-            self.backend = open_backend(model, device=device, threads=threads, trust=trust)
+            self.backend = open_backend(model, device=device, threads=threads, trust=trust, at_once=at_once)
         else:
             self.backend = model
         self.contract = self.backend.contract
@@ -87,6 +90,11 @@ class Predictor:
         stages = {"prepare": prepared - started, "infer": inferred - prepared, "paste": pasted - inferred}
         self.times_ms = {stage: 1e3 * seconds for stage, seconds in stages.items()}
         return found
+
+    def abreast(self) -> list[Predictor]:
+        """This one and as many others on its backend as may work at once, each in a thread; they are closed with it."""
+        others = range(self.backend.at_once - 1)
+        return [self, *(Predictor(self.backend, score_threshold=self.score_threshold) for _ in others)]
 
     def _prepared(self, frames: Sequence[Any], batch: int) -> tuple[Any, list[Placement]]:
         self._input[len(frames) :] = 0

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
-from wnlb.export.checkpoints.fetched import SAMPLE
+from wnlb.export.checkpoints.files.fetched import SAMPLE
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import TARGETS

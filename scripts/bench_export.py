@@ -135,6 +135,7 @@ class OpenVino:
     """Our file as OpenVINO runs it, in float32; see ``wnlb.runtime.backend.Backend``."""
 
     takes_device_arrays = False
+    at_once = 1
 
     def __init__(self, path: Path, threads: int) -> None:
         import openvino

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from wnlb.calibration.scenes.camera import DARKNESS_LEVELS, Camera, expose
 from wnlb.calibration.scenes.scene import make_scene
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
-from wnlb.export.checkpoints.fetched import SAMPLE
+from wnlb.export.checkpoints.files.fetched import SAMPLE
 from wnlb.export.onnx_file.export_onnx import configure, export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.detections import Detections

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from wnlb.calibration.scenes.camera import Camera, expose
 from wnlb.calibration.scenes.scene import make_scene
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
-from wnlb.export.checkpoints.fetched import SAMPLE
+from wnlb.export.checkpoints.files.fetched import SAMPLE
 from wnlb.export.graph.adaptive_roi_align import CellRoIAlign, NodeRoIAlign, default_buckets, level_areas, most_cells
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign

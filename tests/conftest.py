@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
+import functools
 import gc
 import os
 import subprocess
@@ -36,6 +38,21 @@ BATCHES = {**BRIEF, "detections": 40, "batch": 5, "min_batch": 1}
 # Looking for cycles among PyTorch's half a million objects takes a tenth of an export.
 gc.freeze()
 gc.set_threshold(100_000, 20, 50)
+
+
+with contextlib.suppress(ImportError):  # of PyTorch's inside: without it a run is slower, no more
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    _registry = functools.cache(ONNXRegistry.from_torchlib)
+
+    @staticmethod
+    def _same_registry(**options: Any) -> ONNXRegistry:
+        """PyTorch's translations, which each export would put together anew: a tenth of its time."""
+        own = copy.copy(_registry(**options))
+        own.functions = {name: [*found] for name, found in own.functions.items()}
+        return own
+
+    ONNXRegistry.from_torchlib = _same_registry
 
 
 @pytest.hookimpl(optionalhook=True)

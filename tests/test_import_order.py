@@ -42,12 +42,21 @@ ROOMS = {
     "calibration.precision": {"calibration.scenes", "calibration.accuracy"},
     "calibration.comparison": {"calibration.scenes", "calibration.accuracy", "calibration.precision"},
     "export.adopt.families": {
-        *("export", "export.checkpoints", "export.graph", "export.onnx_file", "export.references"),
+        *("export", "export.checkpoints.configurations", "export.graph", "export.onnx_file", "export.references"),
     },
     "export.adopt": {"export", "export.adopt.families", "export.graph", "export.onnx_file"},
-    "export.checkpoints": {"export"},
+    "export.checkpoints.configurations": {"export"},
+    "export.checkpoints.files": set(),
+    "export.checkpoints.names": {"export"},
+    "export.checkpoints": {
+        "export",
+        *(f"export.checkpoints.{room}" for room in ("configurations", "files", "names")),
+    },
     "export.graph": {"export"},
-    "export.onnx_file": {"export", "export.checkpoints", "export.graph", "export.references"},
+    "export.onnx_file": {
+        *("export", "export.checkpoints", "export.checkpoints.configurations", "export.checkpoints.files"),
+        *("export.graph", "export.references"),
+    },
     "export.references": set(),  # what verification trusts shares no code with what it verifies
     "runtime.deepstream": {"runtime"},
     "runtime.engine": {"runtime"},

@@ -21,7 +21,7 @@ from small_peers import write_detectron2_checkpoint, write_mmdet_checkpoint
 from small_yolo import write_small_yolo
 
 from wnlb.calibration.scenes.shapes import CLASSES
-from wnlb.export.checkpoints.fetched import PUBLISHED
+from wnlb.export.checkpoints.files.fetched import PUBLISHED
 from wnlb.export.onnx_file.verify import dark_scene
 
 ROOT = Path(__file__).parents[1]

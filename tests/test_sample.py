@@ -11,7 +11,7 @@ from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.backbone import blocks_by_level
 from wnlb.export.checkpoints.checkpoint import load_checkpoint
-from wnlb.export.checkpoints.fetched import SAMPLE
+from wnlb.export.checkpoints.files.fetched import SAMPLE
 from wnlb.export.onnx_file.export_onnx import export_onnx
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.predictor import Predictor

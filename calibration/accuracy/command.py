@@ -144,9 +144,9 @@ def _evenly_taken(arguments: argparse.Namespace) -> Iterator[Frame]:
 
 
 def _open(model: Model, arguments: argparse.Namespace) -> Predictor:
-    from wnlb.runtime.predictor import Predictor
+    from wnlb.runtime.predictor import AT_ONCE, Predictor
 
-    return Predictor(model, **options_for(model, arguments.device, arguments.threads))
+    return Predictor(model, at_once=AT_ONCE, **options_for(model, arguments.device, arguments.threads))
 
 
 def _bar(total: int, what: str) -> Any:

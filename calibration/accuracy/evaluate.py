@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -19,7 +20,7 @@ from wnlb.calibration.labels.pictures import LabelledPictures
 from wnlb.runtime.coco import coco_results
 from wnlb.runtime.darkness import darkness_bin, luminance
 from wnlb.runtime.detections import Detections
-from wnlb.runtime.overlap import ahead
+from wnlb.runtime.overlap import abreast, ahead
 from wnlb.runtime.predictor import Predictor
 
 _Read = tuple[Image, float, NDArray[np.uint8]]  # with its luminance
@@ -62,15 +63,17 @@ def evaluate_pictures(
     """As ``evaluate``, of labels without two categories of one name, with pictures from anywhere.
 
     ``picture_of`` gives the picture of an image, uint8 BGR of its height and width; it is called by a thread, and
-    ``predictor`` by another: reading, inference and encoding of masks overlap. ``on_done`` is called by this one. With
+    ``predictor`` by others: reading, inference and encoding of masks overlap. ``on_done`` is called by this one. With
     ``tracks``, of these labels, results that belong to a track have its ``track_id``.
     """
     ids = category_ids(predictor.contract.class_names, labels)
     results: list[dict[str, Any]] = []
     bins: dict[str, list[Id]] = {}
     masks = True
-    with contextlib.closing(ahead(_found(predictor, ahead(_read(labels, picture_of))))) as found:
-        for image, light, detections in found:
+    works = [functools.partial(_found, one) for one in predictor.abreast()]
+    batches = ahead(_batches(_read(labels, picture_of), predictor.contract.batch))
+    with contextlib.closing(ahead(abreast(batches, works))) as runs:
+        for image, light, detections in itertools.chain.from_iterable(runs):
             bins.setdefault(darkness_bin(light), []).append(image.id)
             detections = tracks.update(image, light, detections) if tracks else detections
             masks = masks and detections.masks is not None
@@ -87,8 +90,11 @@ def _read(labels: Labels, picture_of: Callable[[Image], NDArray[np.uint8]]) -> G
         yield image, luminance(picture), picture
 
 
-def _found(predictor: Predictor, pictures: Generator[_Read, None, None]) -> Generator[_Found, None, None]:
-    with contextlib.closing(pictures):
-        while batch := list(itertools.islice(pictures, predictor.contract.batch)):
-            images, lights, frames = zip(*batch, strict=True)
-            yield from zip(images, lights, predictor.predict_batch(list(frames)), strict=True)
+def _batches(pictures: Generator[_Read, None, None], size: int) -> Generator[list[_Read], None, None]:
+    while batch := list(itertools.islice(pictures, size)):
+        yield batch
+
+
+def _found(predictor: Predictor, batch: list[_Read]) -> list[_Found]:
+    images, lights, frames = zip(*batch, strict=True)
+    return list(zip(images, lights, predictor.predict_batch(list(frames)), strict=True))

@@ -19,7 +19,7 @@ from wnlb.calibration.labels.pictures import LabelledPictures
 from wnlb.calibration.labels.reader import read_labels
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path
-from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.predictor import AT_ONCE, Predictor
 
 Progress = Callable[[], object]
 
@@ -105,7 +105,7 @@ class Judge:
         return len(self.labels.images)
 
     def evaluate(self, path: Path, on_done: Progress = lambda: None) -> Evaluation:
-        with Predictor(path) as predictor:
+        with Predictor(path, at_once=AT_ONCE) as predictor:
             return evaluate_pictures(predictor, self.labels, self.picture_of, path.name, on_done)
 
     def measure(self, path: Path, on_done: Progress = lambda: None) -> Figure:

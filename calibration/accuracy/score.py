@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,14 +88,16 @@ def score(labels: Labels, results: Results, bins: dict[str, list[Id]], name: str
         figures = {f"{kind}_{stat}": value for kind in tables for stat, value in _figures(tables[kind]).items()}
         return Accuracy(len(images), objects, **figures)
 
-    def tables(images: Sequence[Id]) -> dict[str, Any]:
-        return {kind: _evaluated(*sets, word, [numbers[i] for i in images]) for kind, word in kinds.items()}
+    whole = {kind: _matched(*sets, word) for kind, word in kinds.items()}
 
-    whole = tables(list(numbers))
+    def tables(images: Sequence[Id]) -> dict[str, Any]:
+        return {kind: _summed_up(table, {numbers[i] for i in images}) for kind, table in whole.items()}
+
     by_darkness = {
         key: accuracy(tables(bins[key]), set(bins[key]))
         for key in sorted(bins, key=lambda key: float(key.partition("-")[0]))
     }
+    whole = tables(list(numbers))
     by_class = {}
     for i, category in enumerate(labels.categories):
         own = [_mean(table.eval["precision"][:, :, i, 0, -1]) for table in whole.values()]
@@ -171,13 +174,21 @@ def _coco_sets(labels: Labels, results: Results, numbers: dict[Id, int]) -> tupl
     return sets[0], sets[1]
 
 
-def _evaluated(truth: Any, found: Any, kind: str, images: list[int]) -> Any:
+def _matched(truth: Any, found: Any, kind: str) -> Any:
+    """pycocotools' evaluation with the matches of each image, which takes the most time."""
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         table = COCOeval(truth, found, kind)
-        table.params.imgIds = images
         table.evaluate()
+    return table
+
+
+def _summed_up(matched: Any, images: set[int]) -> Any:
+    """Its figures of these images alone: to pycocotools one without matches, None, is an image with nothing in it."""
+    table = copy.copy(matched)
+    table.evalImgs = [own if own and own["image_id"] in images else None for own in matched.evalImgs]
+    with contextlib.redirect_stdout(io.StringIO()):
         table.accumulate()
         table.summarize()
     return table

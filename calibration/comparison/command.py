@@ -88,12 +88,12 @@ def _bar(total: int, what: str, hidden: bool | None) -> Any:
 
 def _open(models: list[Path]) -> list[Predictor]:
     """A predictor for each model; a checkpoint takes the contract of the first file."""
-    from wnlb.runtime.predictor import Predictor
+    from wnlb.runtime.predictor import AT_ONCE, Predictor
 
     files = [path for path in models if path.suffix.lower() not in CHECKPOINTS]
     if not files:
         raise WnlbError("only checkpoints were given; expected an exported file too, which tells size and thresholds")
-    opened = {path: Predictor(path) for path in dict.fromkeys(files)}
+    opened = {path: Predictor(path, at_once=AT_ONCE) for path in dict.fromkeys(files)}
     contract = opened[files[0]].contract
     for path in files[1:]:
         other = opened[path].contract

@@ -18,7 +18,7 @@ from wnlb.calibration.precision.convert import Converter
 from wnlb.calibration.precision.ranges import Inputs
 from wnlb.calibration.precision.selection import Selection
 from wnlb.runtime.inputs import prepared_inputs
-from wnlb.runtime.predictor import Predictor
+from wnlb.runtime.predictor import AT_ONCE, Predictor
 
 OVERFLOW_PICTURES = 16  # that are looked at for values beyond FP16's range
 
@@ -67,7 +67,7 @@ class Job:
             self._told = True
             return judge
         pictures = dict(self.selection.frames(evenly(len(self.selection.chosen), count or arguments.trial_pictures)))
-        with Predictor(self.converter.path) as reference, self.bar(len(pictures), "run FP32") as bar:
+        with Predictor(self.converter.path, at_once=AT_ONCE) as reference, self.bar(len(pictures), "run FP32") as bar:
             return Judge.on_agreement(reference, pictures, bar.update)
 
     def say_drop(self, drop: float, judge: Judge) -> None:

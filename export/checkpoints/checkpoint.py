@@ -15,14 +15,14 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.backbone import BackboneConfig
-from wnlb.export.checkpoints.container import CONFIG_KEY, damage_told, open_container
-from wnlb.export.checkpoints.dialect import infer_config, unwrapped
+from wnlb.export.checkpoints.configurations.settings import TORCHVISION, DetectorSettings, NetworkSettings
+from wnlb.export.checkpoints.configurations.solov2_settings import Solov2Settings
+from wnlb.export.checkpoints.files.container import CONFIG_KEY, damage_told, open_container
+from wnlb.export.checkpoints.files.tensors import loaded
 from wnlb.export.checkpoints.filling import filled
 from wnlb.export.checkpoints.frameworks import SETTINGS, TYPES, own_names, recognise, settings_for, torchvision_state
-from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings, NetworkSettings
+from wnlb.export.checkpoints.names.dialect import infer_config, unwrapped
 from wnlb.export.checkpoints.solov2_network import solov2_of
-from wnlb.export.checkpoints.solov2_settings import Solov2Settings
-from wnlb.export.checkpoints.tensors import loaded
 from wnlb.export.checkpoints.weights import chosen, weight_sets
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.export.solov2 import Solov2

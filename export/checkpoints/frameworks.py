@@ -9,26 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from wnlb.export.checkpoints import (
-    detectron2_config,
-    mmdet_config,
-    names_detectron2,
-    names_mmdet,
-    names_solov2,
-    names_torchvision_v2,
-)
-from wnlb.export.checkpoints.dialect import MARKS, canonical_state, is_called, unwrapped
-from wnlb.export.checkpoints.foreign_blocks import block_home, block_paths, block_weights
-from wnlb.export.checkpoints.name_table import renamed
-from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings, NetworkSettings
-from wnlb.export.checkpoints.solov2_settings import Solov2Settings
+from wnlb.export.checkpoints.configurations import detectron2_config, mmdet_config
+from wnlb.export.checkpoints.configurations.settings import TORCHVISION, DetectorSettings, NetworkSettings
+from wnlb.export.checkpoints.configurations.solov2_settings import Solov2Settings
+from wnlb.export.checkpoints.names import detectron2, mmdet, solov2, torchvision_v2
+from wnlb.export.checkpoints.names.dialect import MARKS, canonical_state, is_called, unwrapped
+from wnlb.export.checkpoints.names.foreign_blocks import block_home, block_paths, block_weights
+from wnlb.export.checkpoints.names.name_table import renamed
 from wnlb.runtime.errors import CheckpointError
 
 TABLES = {
-    "mmdetection": names_mmdet.TABLE,
-    "mmdetection-solov2": names_solov2.TABLE,
-    "detectron2": names_detectron2.TABLE,
-    "torchvision_v2": names_torchvision_v2.TABLE,
+    "mmdetection": mmdet.TABLE,
+    "mmdetection-solov2": solov2.TABLE,
+    "detectron2": detectron2.TABLE,
+    "torchvision_v2": torchvision_v2.TABLE,
 }
 # Those whose networks torchvision's own code does not compute.
 SETTINGS: dict[str, type[NetworkSettings]] = {

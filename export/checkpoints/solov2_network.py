@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from wnlb.export.checkpoints.dialect import body_fields, check_adaptive_downsampling, count_of
+from wnlb.export.checkpoints.configurations.solov2_settings import Solov2Settings
 from wnlb.export.checkpoints.filling import filled
-from wnlb.export.checkpoints.solov2_settings import Solov2Settings
+from wnlb.export.checkpoints.names.dialect import body_fields, check_adaptive_downsampling, count_of
 from wnlb.export.solov2 import Solov2, Solov2Config
 from wnlb.runtime.errors import CheckpointError, WnlbError
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from wnlb.export.checkpoints.dialect import detector_prefixes, unwrapped
-from wnlb.export.checkpoints.pickles import Inert
-from wnlb.export.checkpoints.tensors import NumpyArray, StoredTensor, Weight
+from wnlb.export.checkpoints.files.pickles import Inert
+from wnlb.export.checkpoints.files.tensors import NumpyArray, StoredTensor, Weight
+from wnlb.export.checkpoints.names.dialect import detector_prefixes, unwrapped
 from wnlb.runtime.errors import CheckpointError
 
 TOP = "."  # name of the weights that lie in no dictionary of their own

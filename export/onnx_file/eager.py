@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from wnlb.export.checkpoints.checkpoint import read_checkpoint
-from wnlb.export.checkpoints.container import checkpoint_sha256
+from wnlb.export.checkpoints.files.container import checkpoint_sha256
 from wnlb.export.onnx_file.export_onnx import configure
 from wnlb.export.onnx_file.reference import Eager, as_outputs
 from wnlb.export.options import ExportOptions
@@ -27,6 +27,7 @@ class EagerBackend:
     """
 
     takes_device_arrays = False
+    at_once = 1
 
     def __init__(self, checkpoint: Path, contract: Contract) -> None:
         same = checkpoint_sha256(checkpoint) == contract.checkpoint_sha256

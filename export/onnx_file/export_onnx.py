@@ -15,7 +15,7 @@ from torchvision.models.detection import MaskRCNN
 
 from wnlb.export.backbone import blocks_by_level
 from wnlb.export.checkpoints.checkpoint import Origin
-from wnlb.export.checkpoints.settings import TORCHVISION as TORCHVISION_SETTINGS
+from wnlb.export.checkpoints.configurations.settings import TORCHVISION as TORCHVISION_SETTINGS
 from wnlb.export.graph.attention import AttentionPlan
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.graph.solov2 import Solov2Graph

@@ -7,9 +7,12 @@ operations.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.fx.config as fx_config
 from torch import Tensor, nn
 from torch.fx import Node
 
@@ -25,7 +28,8 @@ _NO_VIEWS = (aten.conv2d.default, aten.add.Tensor)  # operations whose result ha
 
 def onnx_program(graph: nn.Module, examples: tuple[Tensor, ...], *, dynamic_shapes: Any = None, **options: Any) -> Any:
     """``torch.onnx.export(graph, examples, dynamo=True, ...)``, faster where ``graph`` needs nothing unusual."""
-    program = torch.export.export(graph, examples, dynamic_shapes=dynamic_shapes, strict=False)
+    with _without_stack_traces():
+        program = torch.export.export(graph, examples, dynamic_shapes=dynamic_shapes, strict=False)
     for node in program.graph.nodes:
         _decompose(node)
     program.run_decompositions = lambda *_, **__: program
@@ -33,6 +37,21 @@ def onnx_program(graph: nn.Module, examples: tuple[Tensor, ...], *, dynamic_shap
         return torch.onnx.export(program, dynamo=True, dynamic_shapes=dynamic_shapes, **options)
     except torch.onnx.OnnxExporterError:  # an operation is left that ONNX lacks
         return torch.onnx.export(graph, examples, dynamo=True, dynamic_shapes=dynamic_shapes, **options)
+
+
+@contextmanager
+def _without_stack_traces() -> Iterator[None]:
+    """Operations do not note which lines of Python they come from, which takes a tenth of the trace and is not kept.
+
+    PyTorch 2.14 and later ask for it.
+    """
+    name = "do_not_emit_stack_traces"
+    before = getattr(fx_config, name, False)
+    setattr(fx_config, name, True)
+    try:
+        yield
+    finally:
+        setattr(fx_config, name, before)
 
 
 def _decompose(node: Node) -> None:

@@ -51,7 +51,7 @@ def name_by_module(model: onnx.ModelProto) -> bool:
     noted of source lines, with paths of the exporting machine, is removed.
     """
     graph = model.graph
-    before = graph.SerializeToString(deterministic=True)
+    before = _but_weights(graph)
     fixed = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
     used: Counter[str] = Counter()
     renamed: dict[str, str] = {}
@@ -77,7 +77,7 @@ def name_by_module(model: onnx.ModelProto) -> bool:
     for tensor in graph.initializer:
         tensor.ClearField("metadata_props")
     graph.ClearField("metadata_props")
-    return graph.SerializeToString(deterministic=True) != before
+    return _but_weights(graph) != before
 
 
 def name_rows(model: onnx.ModelProto) -> bool:
@@ -85,7 +85,7 @@ def name_rows(model: onnx.ModelProto) -> bool:
 
     What NonMaxSuppression and NonZero give is no tensor of PyTorch's and has no name: those are ``rows100``, ...
     """
-    before = model.graph.SerializeToString(deterministic=True)
+    before = _but_weights(model.graph)
     kept = [node for node in model.graph.node if node.op_type in ("NonMaxSuppression", "NonZero")]
     known = {value.name for value in model.graph.value_info}
     model.graph.value_info.extend(
@@ -101,7 +101,7 @@ def name_rows(model: onnx.ModelProto) -> bool:
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_param"):
                 dim.dim_param = re.sub(r"\bu(\d+)\b", r"rows\1", dim.dim_param)
-    return model.graph.SerializeToString(deterministic=True) != before
+    return _but_weights(model.graph) != before
 
 
 def set_metadata(model: onnx.ModelProto, values: dict[str, str]) -> bool:
@@ -109,6 +109,13 @@ def set_metadata(model: onnx.ModelProto, values: dict[str, str]) -> bool:
     before = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(model, {**before, **values})
     return before != {**before, **values}
+
+
+def _but_weights(graph: onnx.GraphProto) -> list[bytes]:
+    """What passes that name things can change: all but the weights, which are hundreds of MiB."""
+    notes = [entry for part in (graph, *graph.initializer) for entry in part.metadata_props]
+    parts = (*graph.node, *graph.input, *graph.output, *graph.value_info, *notes)
+    return [part.SerializeToString(deterministic=True) for part in parts]
 
 
 def _replace(names: list[str], renamed: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,11 @@ class Eager:
         """Of a detection."""
         model = self.model
         return model.selection.score_threshold if isinstance(model, Solov2) else model.roi_heads.score_thresh
+
+    @property
+    def nms_threshold(self) -> float:
+        """Of the IoU of detections; 1 where no box suppresses another."""
+        return 1.0 if isinstance(self.model, Solov2) else self.model.roi_heads.nms_thresh
 
     @property
     def first_threshold(self) -> float:
@@ -231,7 +237,11 @@ def as_outputs(found: Sequence[Arrays], rows: int) -> Arrays:
 
 
 def difference(
-    reference: Sequence[Arrays], outputs: Arrays, score_threshold: float, score_slack: float = SCORE_TOLERANCE
+    reference: Sequence[Arrays],
+    outputs: Arrays,
+    score_threshold: float,
+    score_slack: float = SCORE_TOLERANCE,
+    nms_threshold: float = 1.0,
 ) -> Difference:
     """How far the outputs of a file, or ``as_outputs``, are from what ``eager_detections`` found; see ``match``.
 
@@ -241,7 +251,7 @@ def difference(
     errors = {"boxes": 0.0, "scores": 0.0, "masks": 0.0}
     for i, found in enumerate(reference):
         own = {key: value[i] for key, value in outputs.items()}
-        pairs, own_missing, own_extra = match(found, own, score_threshold, score_slack)
+        pairs, own_missing, own_extra = match(found, own, score_threshold, score_slack, nms_threshold)
         missing, extra = missing + own_missing, extra + own_extra
         for key in errors.keys() & own.keys() & found.keys():
             for a, b in pairs:
@@ -253,12 +263,17 @@ def difference(
 
 
 def match(
-    eager: Arrays, outputs: Arrays, score_threshold: float, score_slack: float = SCORE_TOLERANCE
+    eager: Arrays,
+    outputs: Arrays,
+    score_threshold: float,
+    score_slack: float = SCORE_TOLERANCE,
+    nms_threshold: float = 1.0,
 ) -> tuple[list[tuple[int, int]], int, int]:
     """Pair the detections of one image one to one: equal label, score and box within ten tolerances, nearest box first.
 
     A detection within the slack of a cut (the threshold, or the last row where the output is full) may fall on either
-    side of it.
+    side of it. Of two boxes of one label of which NMS keeps the better one, either may be there where their scores are
+    within the slack: they are no pair, and neither missing nor extra.
 
     Returns:
         Pairs of rows (eager, file), eager rows that are missing in the file, and rows of the file that are extra.
@@ -278,4 +293,17 @@ def match(
         distance[i, :] = distance[:, j] = np.inf
     missing = set(range(len(eager["scores"]))) - {i for i, _ in pairs}
     extra = set(range(count)) - {j for _, j in pairs}
+    for i, j in itertools.product(sorted(missing), sorted(extra)):
+        tie = i in missing and j in extra and eager["labels"][i] == outputs["labels"][j]
+        tie = tie and abs(eager["scores"][i] - outputs["scores"][j]) <= score_slack
+        if tie and _iou(eager["boxes"][i], outputs["boxes"][j]) > nms_threshold:
+            missing.remove(i)
+            extra.remove(j)
     return pairs, sum(eager["scores"][i] > cut for i in missing), sum(outputs["scores"][j] > cut for j in extra)
+
+
+def _iou(one: NDArray, other: NDArray) -> float:
+    """Of two boxes x1 y1 x2 y2."""
+    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
+    common = float(sides.clip(0).prod())
+    return common / max(float((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod()) - common, 1e-12)

@@ -264,7 +264,7 @@ def _case(
         outputs["masks"] = outputs["masks"][:, : graph.detect.mask_rows]
     images = [image for n in batches for image in range(batches[-1])[-n:]]
     truth = [found_eagerly[image] for image in images]
-    found = difference(truth, outputs, eager.least_score)
+    found = difference(truth, outputs, eager.least_score, nms_threshold=eager.nms_threshold)
     limit = limits(torch.from_numpy(own.content).to(features[0].dtype))
     report = CaseReport(name, found, None, *_margins(graph, features, limit))
     return _Case(report, own, eager.first_threshold, eager.least_score, truth, outputs, images)
@@ -290,7 +290,7 @@ def _held_against_float64(cases: Sequence[_Case], eager: Eager) -> list[CaseRepo
 
     def errors_of_eager(slack: float) -> list[Difference]:
         return [
-            worst(difference(truth, side, case.least, slack) for side in own)
+            worst(difference(truth, side, case.least, slack, eager.nms_threshold) for side in own)
             for case, truth, own in zip(cases, exact, sides, strict=True)
         ]
 
@@ -302,7 +302,9 @@ def _held_against_float64(cases: Sequence[_Case], eager: Eager) -> list[CaseRepo
     return [
         dataclasses.replace(
             case.report,
-            rounding=Rounding(difference(truth, case.outputs, case.least, slack), of_all if own else error),
+            rounding=Rounding(
+                difference(truth, case.outputs, case.least, slack, eager.nms_threshold), of_all if own else error
+            ),
             left_out=judging and not own,
         )
         for case, truth, error, own in zip(cases, exact, by_eager, steady, strict=True)

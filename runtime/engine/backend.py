@@ -28,6 +28,7 @@ class TensorRtBackend:
     """
 
     takes_device_arrays = True
+    at_once = 1
 
     def __init__(self, path: Path | str, *, trust: Path | None = None) -> None:
         path = Path(path)

@@ -72,7 +72,7 @@ class Record:
         """
         self.ended_s = max(self.ended_s, at_s)
         spell = self.spells.at(at_s)
-        spell.add_frame(Counter(detections.labels.tolist()), latency_ms, luminance(_thinned(frame_bgr)))
+        spell.add_frame(Counter(detections.labels.tolist()), latency_ms, luminance(frame_bgr))
         spans = self.shots.at(at_s)
         for i, label in enumerate(detections.labels.tolist()):
             if detections.track_ids is not None and detections.track_ids[i]:
@@ -193,12 +193,6 @@ class Record:
         for _, track in ranked[MOST_SHOTS:]:
             track.shot = None
         self.tracks = dict(ranked[:MOST_TRACKS])
-
-
-def _thinned(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Enough pixels of a large frame to know its mean."""
-    step = max(min(frame.shape[:2]) // 270, 1)
-    return np.ascontiguousarray(frame[::step, ::step])
 
 
 def _sharper(shot: Shot | None, at_s: float, frame: NDArray[np.uint8], detections: Detections, i: int) -> Shot | None:

@@ -46,6 +46,7 @@ class TritonBackend:
     """
 
     takes_device_arrays = False
+    at_once = 1
 
     def __init__(self, model: ServedModel) -> None:
         self._model, self._grpc = model, _import_client()

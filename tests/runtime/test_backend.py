@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from model_inputs import whole
 
+from wnlb.runtime import onnxruntime_backend
 from wnlb.runtime.backend import open_backend
 from wnlb.runtime.contract import METADATA_KEY
 from wnlb.runtime.errors import ContractError, WnlbError
@@ -19,6 +20,22 @@ def test_runs_a_model_as_its_contract_says(planted_model_path, image):
     assert all(values.dtype == kinds.get(name, np.float32) for name, values in outputs.items())
     np.testing.assert_allclose(outputs["scores"], [[image / 255, image / 510]] * 2, rtol=1e-6)
     assert backend.description.endswith("CPU, 1 threads")
+
+
+def test_runs_at_once_share_the_threads(planted_model_path, monkeypatch):
+    """Who runs a session works in it, beside one thread less than it has: two callers and two others are four."""
+    own = []
+
+    def opened(path, *, device, threads):
+        own.append(threads)
+        return open_session(path, device=device, threads=threads)
+
+    monkeypatch.setattr(onnxruntime_backend, "open_session", opened)
+    for threads, at_once, left, taken in ((4, 2, 3, 2), (2, 2, 1, 2), (1, 2, 1, 1), (3, 1, 3, 1)):
+        backend = open_backend(planted_model_path, device="cpu", threads=threads, at_once=at_once)
+        assert (own.pop(), backend.at_once) == (left, taken)
+        told = ", 2 frames at once" if taken == 2 else ""
+        assert backend.description.endswith(f"CPU, {threads} threads{told}")
 
 
 def test_threads_that_wait_soon_leave_their_core_to_others(planted_model_path):

@@ -81,7 +81,7 @@ def test_a_backend_that_takes_them_gets_them(make_contract: Callable[..., Any]) 
     given: list[Any] = []
 
     class Taking:
-        contract, description, takes_device_arrays = make_contract(), "", True
+        contract, description, takes_device_arrays, at_once = make_contract(), "", True, 1
 
         def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
             given.append({"image": inputs["image"].clone(), "content": inputs["content"]})

@@ -136,14 +136,14 @@ def test_an_overlay_that_cannot_be_drawn_costs_its_picture_alone(
 ):
     for name, size in (("a.png", SIZE), ("b.png", (31, 48)), ("c.png", SIZE)):
         picture(tmp_path / "night" / name, 255, size)
-    draw = predict_command.draw
+    draw = predict_command.draw_on
 
     def picky(pixels, *what):
         if pixels.shape[0] == 31:
             raise error
         return draw(pixels, *what)
 
-    monkeypatch.setattr(predict_command, "draw", picky)
+    monkeypatch.setattr(predict_command, "draw_on", picky)
     ran = wnlb_here("predict", planted_model_path, tmp_path / "night", "-o", tmp_path / "out", "--quiet")
     assert (ran.code, ran.err) == (3, f"wnlb predict: overlay of picture b.png cannot be drawn: {error}\n")
     assert images(tmp_path / "out") == ["a.png", "c.png"]

@@ -12,6 +12,7 @@ from wnlb.export.references.picture import detectron2_size, mmdet_size, pasted
 from wnlb.runtime.backend import open_backend
 from wnlb.runtime.contract import Contract
 from wnlb.runtime.errors import PictureError, WnlbError
+from wnlb.runtime.overlap import abreast
 from wnlb.runtime.predictor import Predictor, geometry_of
 
 
@@ -262,7 +263,8 @@ def test_a_real_model_finds_what_torchvision_finds_in_a_padded_frame(real, small
     ours = real(frame)
     assert len(eager["scores"]) == len(ours) > 0
     outputs = {"boxes": ours.boxes, "scores": ours.scores, "labels": ours.labels, "count": np.array(len(ours))}
-    pairs, missing, extra = match({name: value.numpy() for name, value in eager.items()}, outputs, 0.05)
+    expected = {name: value.numpy() for name, value in eager.items()}
+    pairs, missing, extra = match(expected, outputs, 0.05, nms_threshold=model.roi_heads.nms_thresh)
     assert (missing, extra) == (0, 0)
     masks = [*ours.full_masks()]
     for a, b in pairs:
@@ -324,3 +326,22 @@ def test_a_model_of_two_frames_or_more_is_given_two(planted_model, make_contract
         predictor.backend.run = lambda inputs: run(seen.append(inputs["content"].tolist()) or inputs)
         assert len(predictor.predict_batch([frame(64, 96, 9)])) == 1
         assert seen == [[[64, 96], [0, 0]]]
+
+
+def test_frames_at_once_are_those_of_one_after_the_other(small_cpu_model_path):
+    """The real network, run by two threads at once on one session: bit for bit."""
+    rng = np.random.default_rng(4)
+    frames = [rng.integers(0, 256, (64, 96 - 4 * i, 3), np.uint8) for i in range(12)]
+    with Predictor(small_cpu_model_path, device="cpu", threads=2) as alone:
+        expected = [alone(own) for own in frames]
+    with Predictor(small_cpu_model_path, device="cpu", threads=2, at_once=2, score_threshold=0.06) as predictor:
+        lanes = predictor.abreast()
+        assert [lane.score_threshold for lane in lanes] == [0.06, 0.06]
+        found = list(abreast((own for own in frames), lanes))
+    assert sum(map(len, expected)) > 12
+    for own, other in zip(found, expected, strict=True):
+        other = other.above(0.06)
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(own, name), getattr(other, name))
+        for mask, same in zip(own.full_masks(), other.full_masks(), strict=True):
+            np.testing.assert_array_equal(mask, same)

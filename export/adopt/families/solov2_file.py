@@ -22,9 +22,9 @@ from wnlb.export.adopt.families.foreign import ForeignFile
 from wnlb.export.adopt.families.parts import Block, name_by_part
 from wnlb.export.adopt.families.solov2_heads import Heads, gathered, heads_of
 from wnlb.export.adopt.families.solov2_parts import Solov2Network
-from wnlb.export.checkpoints.mmdet_config import settings_from_file
-from wnlb.export.checkpoints.setting_checks import shown
-from wnlb.export.checkpoints.solov2_settings import Solov2Settings
+from wnlb.export.checkpoints.configurations.mmdet_config import settings_from_file
+from wnlb.export.checkpoints.configurations.setting_checks import shown
+from wnlb.export.checkpoints.configurations.solov2_settings import Solov2Settings
 from wnlb.export.graph.solov2_heads import Solov2Input, Solov2Output
 from wnlb.export.options import ExportOptions
 from wnlb.export.references import solov2 as reference

@@ -45,11 +45,12 @@ def evaluated(content: Any, folder: Path, predictor: Any = None) -> Evaluation:
     return evaluate(predictor or PlantedPredictor(), read_labels(path), folder, "m")
 
 
-def stats_of(annotations: Path, results: Path, kind: str) -> NDArray[np.float64]:
-    """pycocotools' twelve figures of two files, in percent, NaN for its -1."""
+def stats_of(annotations: Path, results: Path, kind: str, images: list[int] | None = None) -> NDArray[np.float64]:
+    """pycocotools' twelve figures of two files, of all images or these, in percent, NaN for its -1."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
         table = COCOeval(truth, truth.loadRes(str(results)), kind)
+        table.params.imgIds = images or table.params.imgIds
         table.evaluate()
         table.accumulate()
         table.summarize()
@@ -91,6 +92,10 @@ def test_figures_of_the_planted_model_are_those_of_pycocotools(folder: Path, tmp
     for word, kind in (("bbox", "box"), ("segm", "mask")):
         expected = stats_of(tmp_path / "truth.json", tmp_path / "results.json", word)
         np.testing.assert_allclose(figures(found.overall, kind), expected, atol=1e-9)
+        for image, own in enumerate(found.by_darkness.values(), 1):  # one picture each
+            expected = stats_of(tmp_path / "truth.json", tmp_path / "results.json", word, [image])
+            np.testing.assert_allclose(figures(own, kind), expected, atol=1e-9)
+    assert len(found.by_darkness) == 3
     assert 80 < found.overall.box_ap < 95
 
 
@@ -191,6 +196,9 @@ class FindsWhatIsBright:
     """One class; a bright rectangle is an object."""
 
     contract = SimpleNamespace(class_names=("lamp",), batch=1)
+
+    def abreast(self) -> list[FindsWhatIsBright]:
+        return [self]
 
     def predict_batch(self, pictures: list[NDArray[np.uint8]]) -> list[Detections]:
         return [self(picture) for picture in pictures]

@@ -15,7 +15,7 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from wnlb.export.backbone import BACKBONES, OTHER_RESNEXTS, PLACEMENTS
 from wnlb.export.block import MODES
 from wnlb.export.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from wnlb.export.checkpoints.dialect import infer_config
+from wnlb.export.checkpoints.names.dialect import infer_config
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.errors import CheckpointError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from wnlb.export.checkpoints.configurations.settings import TORCHVISION, DetectorSettings, backbone_name
 from wnlb.export.checkpoints.frameworks import recognise, settings_for
-from wnlb.export.checkpoints.settings import TORCHVISION, DetectorSettings, backbone_name
 from wnlb.export.model import ModelConfig
 from wnlb.runtime.errors import CheckpointError
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from wnlb.export.checkpoints.checkpoint import LoadedCheckpoint, load_checkpoint, read_checkpoint
+from wnlb.export.checkpoints.configurations.mmdet_config import settings_from_data
+from wnlb.export.checkpoints.configurations.python_data import data_from_text
+from wnlb.export.checkpoints.configurations.solov2_settings import Solov2Settings
 from wnlb.export.checkpoints.frameworks import recognise
-from wnlb.export.checkpoints.mmdet_config import settings_from_data
-from wnlb.export.checkpoints.python_data import data_from_text
-from wnlb.export.checkpoints.solov2_settings import Solov2Settings
 from wnlb.export.solov2 import Selection, Solov2, Solov2Config
 from wnlb.runtime.errors import CheckpointError
 

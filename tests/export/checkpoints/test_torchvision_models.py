@@ -18,8 +18,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 
 from wnlb.export.checkpoints.checkpoint import read_checkpoint
-from wnlb.export.checkpoints.dialect import infer_config
 from wnlb.export.checkpoints.frameworks import recognise, settings_for, torchvision_state
+from wnlb.export.checkpoints.names.dialect import infer_config
 from wnlb.export.command import _override
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import model_from_config
@@ -50,7 +50,7 @@ def torchvision_detections(model: MaskRCNN) -> dict[str, np.ndarray]:
 
 
 def assert_same(theirs: dict[str, np.ndarray], ours: dict[str, np.ndarray]) -> None:
-    pairs, missing, extra = match(theirs, ours, 0.05)
+    pairs, missing, extra = match(theirs, ours, 0.05, nms_threshold=0.5)  # torchvision's default
     assert (missing, extra) == (0, 0)
     assert len(pairs) > 20
     for i, j in pairs:

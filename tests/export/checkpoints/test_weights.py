@@ -17,9 +17,9 @@ from small_models import small_model
 from torch import Tensor
 
 from wnlb.export.checkpoints.checkpoint import read_checkpoint
-from wnlb.export.checkpoints.container import checkpoint_sha256, open_container
-from wnlb.export.checkpoints.dialect import canonical_state
-from wnlb.export.checkpoints.tensors import loaded
+from wnlb.export.checkpoints.files.container import checkpoint_sha256, open_container
+from wnlb.export.checkpoints.files.tensors import loaded
+from wnlb.export.checkpoints.names.dialect import canonical_state
 from wnlb.export.checkpoints.weights import chosen, weight_sets
 from wnlb.runtime.errors import CheckpointError
 

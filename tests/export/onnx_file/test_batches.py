@@ -56,11 +56,14 @@ def test_every_image_of_every_batch_is_what_the_eager_model_finds(opened: Open) 
     """Torchvision, one image at a time."""
     model = small_model()
     configure(model.float(), ExportOptions(64, 96, **BATCHES))
+    heads = model.roi_heads
     truth = [eager_detections(model, opened.images[i : i + 1], CONTENT[i : i + 1])[0][0] for i in (0, 1, 3, 4)]
     truth.insert(2, {name: value[:0] for name, value in truth[0].items()})  # of no picture it makes none
     for size in SIZES:
         which = list(range(MOST))[-size:]
-        found = difference([truth[i] for i in which], opened.run(which), model.roi_heads.score_thresh)
+        found = difference(
+            [truth[i] for i in which], opened.run(which), heads.score_thresh, nms_threshold=heads.nms_thresh
+        )
         assert found.detections > 10
         assert found.unmatched == 0
         assert found.box_error < BOX_TOLERANCE

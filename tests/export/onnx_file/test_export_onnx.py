@@ -156,6 +156,23 @@ def test_matching_is_one_to_one_and_knows_the_cuts() -> None:
     assert match(detections([b, a], [0.95, 0.9], [2, 1], 2), full, 0.05)[1:] == (1, 0)
 
 
+def test_of_boxes_of_one_score_either_may_suppress_the_other() -> None:
+    a, b, far = [0.0, 0, 10, 10], [0.0, 0, 10, 14], [50.0, 0, 90, 90]  # the IoU of a and b is 10 / 14
+    eager = detections([far, a], [0.9, 0.8], [1, 1], 2)
+
+    def counts(box: list[float], score: float, label: int, threshold: float) -> tuple[int, int]:
+        found = detections([far, box], [0.9, score], [1, label], 5)
+        pairs, missing, extra = match(eager, found, 0.05, nms_threshold=threshold)
+        assert pairs == [(0, 0)]
+        return missing, extra
+
+    assert counts(b, 0.80005, 1, 0.7) == (0, 0)
+    assert counts(b, 0.80005, 1, 0.72) == (1, 1)  # NMS keeps both
+    assert counts(b, 0.801, 1, 0.7) == (1, 1)  # one is the better one
+    assert counts(b, 0.80005, 2, 0.7) == (1, 1)
+    assert match(eager, detections([far], [0.9], [1], 5), 0.05, nms_threshold=0.5)[1:] == (1, 0)
+
+
 def test_dark_scene_is_dark_and_not_flat() -> None:
     scene = dark_scene((2, 64, 96, 3))
     assert scene.mean() < 50

@@ -106,8 +106,9 @@ def assert_graph_equals_reference(
         ours = {name: value.numpy() for name, value in zip(NAMES, outputs, strict=True)}
         for i, expected in enumerate(found):
             own = {name: value[i] for name, value in ours.items()}
-            pairs, missing, extra = match(expected, own, checkpoint.model.roi_heads.score_thresh)
-            assert (missing, extra, len(pairs)) == (0, 0, len(expected["scores"]))
+            heads = checkpoint.model.roi_heads
+            pairs, missing, extra = match(expected, own, heads.score_thresh, nms_threshold=heads.nms_thresh)
+            assert (missing, extra, int(own["count"])) == (0, 0, len(expected["scores"]))
             assert len(pairs) >= 3
             for a, b in pairs:
                 for name in ("boxes", "scores", "masks"):

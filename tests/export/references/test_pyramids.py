@@ -11,9 +11,9 @@ import torch
 from small_peers import lively_state
 from torch import Tensor
 
-from wnlb.export.checkpoints.dialect import infer_config
+from wnlb.export.checkpoints.configurations.settings import DetectorSettings
 from wnlb.export.checkpoints.frameworks import torchvision_state
-from wnlb.export.checkpoints.settings import DetectorSettings
+from wnlb.export.checkpoints.names.dialect import infer_config
 from wnlb.export.model import model_from_config
 from wnlb.export.references import detectron2, mmdet
 from wnlb.export.references.interface import Settings

@@ -14,8 +14,6 @@ import pytest
 from matplotlib.figure import Figure
 from planted_night import BEGAN, BOX, FACTS, a_night, found, frame
 
-from wnlb.runtime.darkness import luminance
-from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.night import record as record_module
 from wnlb.runtime.night.page import page
@@ -60,14 +58,6 @@ def test_without_tracks_each_class_has_pictures_over_the_time() -> None:
     assert max(shots[1].sharpness for shots in pictures) == pytest.approx(
         sharpness(frame(blur=1), np.array(BOX, np.float32))
     )
-
-
-def test_the_darkness_of_a_large_frame_is_that_of_some_of_its_pixels() -> None:
-    rng = np.random.default_rng(3)
-    large = cv2.resize(rng.integers(0, 90, (54, 96, 3), np.uint8), (1920, 1080), interpolation=cv2.INTER_CUBIC)
-    record = Record(FACTS, ("car",), BEGAN)
-    record.add(0.0, large, Detections.none(1080, 1920), 10.0)
-    assert record.spells.at(0.0).luminance == pytest.approx(luminance(large), rel=0.002)
 
 
 def test_what_is_kept_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wnlb.export.checkpoints.name_table import NameTable, Row
-from wnlb.export.checkpoints.names_mmdet import BLOCK_HOMES, BODY, REFUSED_BODIES, with_smooth_convolutions
+from wnlb.export.checkpoints.names.mmdet import BLOCK_HOMES, BODY, REFUSED_BODIES, with_smooth_convolutions
+from wnlb.export.checkpoints.names.name_table import NameTable, Row
 
 _FEATURES = r"mask_head\.mask_feature_head"
 

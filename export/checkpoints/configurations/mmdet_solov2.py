@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wnlb.export.checkpoints.mmdet_parts import TRAINING, PartReader
-from wnlb.export.checkpoints.mmdet_pipeline import Preparation, preparation
-from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.solov2_settings import Solov2Settings
+from wnlb.export.checkpoints.configurations.mmdet_parts import TRAINING, PartReader
+from wnlb.export.checkpoints.configurations.mmdet_pipeline import Preparation, preparation
+from wnlb.export.checkpoints.configurations.section import Section
+from wnlb.export.checkpoints.configurations.solov2_settings import Solov2Settings
 
 GRIDS = (40, 36, 24, 16, 12)  # defaults of dense_heads/solo_head.py
 STRIDES = (4, 8, 16, 32, 64)

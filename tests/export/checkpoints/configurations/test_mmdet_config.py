@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from wnlb.export.checkpoints.mmdet_config import settings_from_data, settings_from_file, settings_from_meta
-from wnlb.export.checkpoints.python_data import data_from_file, data_from_text
-from wnlb.export.checkpoints.settings import DetectorSettings
+from wnlb.export.checkpoints.configurations.mmdet_config import (
+    settings_from_data,
+    settings_from_file,
+    settings_from_meta,
+)
+from wnlb.export.checkpoints.configurations.python_data import data_from_file, data_from_text
+from wnlb.export.checkpoints.configurations.settings import DetectorSettings
 from wnlb.runtime.errors import CheckpointError
 
-CONFIGS = Path(__file__).parents[2] / "data" / "configs"
+CONFIGS = Path(__file__).parents[3] / "data" / "configs"
 TEXTS = {style: (CONFIGS / f"mmdet_{style}.py.txt").read_text() for style in ("caffe", "pytorch")}
 CLASSES = ("bicycle", "chair", "dining table", "bottle", "motorcycle", "car", "tv", "bus")
 COMMON = {

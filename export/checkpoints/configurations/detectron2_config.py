@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.setting_checks import shown
-from wnlb.export.checkpoints.settings import NO_STYLE, OWN_HEADS, DetectorSettings, Triple, backbone_name
-from wnlb.export.checkpoints.yaml_data import data_from_yaml
+from wnlb.export.checkpoints.configurations.section import Section
+from wnlb.export.checkpoints.configurations.setting_checks import shown
+from wnlb.export.checkpoints.configurations.settings import NO_STYLE, OWN_HEADS, DetectorSettings, Triple, backbone_name
+from wnlb.export.checkpoints.configurations.yaml_data import data_from_yaml
 from wnlb.runtime.errors import CheckpointError
 
 PYRAMID = ("p2", "p3", "p4", "p5", "p6")

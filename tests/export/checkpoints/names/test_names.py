@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
 from wnlb.export.block import WeightedNonLocalBlock
-from wnlb.export.checkpoints.dialect import infer_config
+from wnlb.export.checkpoints.configurations.settings import DetectorSettings
 from wnlb.export.checkpoints.frameworks import recognise, torchvision_state
-from wnlb.export.checkpoints.settings import DetectorSettings
+from wnlb.export.checkpoints.names.dialect import infer_config
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.runtime.errors import CheckpointError
 

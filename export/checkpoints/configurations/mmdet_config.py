@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wnlb.export.checkpoints.mmdet_parts import TRAINING, PartReader
-from wnlb.export.checkpoints.mmdet_pipeline import Preparation, preparation
-from wnlb.export.checkpoints.python_data import data_from_file, data_from_text
-from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.settings import OWN_HEADS, DetectorSettings, NetworkSettings
-from wnlb.export.checkpoints.solov2_config import Solov2Reader
+from wnlb.export.checkpoints.configurations.mmdet_parts import TRAINING, PartReader
+from wnlb.export.checkpoints.configurations.mmdet_pipeline import Preparation, preparation
+from wnlb.export.checkpoints.configurations.mmdet_solov2 import Solov2Reader
+from wnlb.export.checkpoints.configurations.python_data import data_from_file, data_from_text
+from wnlb.export.checkpoints.configurations.section import Section
+from wnlb.export.checkpoints.configurations.settings import OWN_HEADS, DetectorSettings, NetworkSettings
 from wnlb.runtime.errors import CheckpointError
 
 STRIDES = (4, 8, 16, 32, 64)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from wnlb.export.checkpoints.setting_checks import CHECKS, shown
+from wnlb.export.checkpoints.configurations.setting_checks import CHECKS, shown
 from wnlb.runtime.errors import CheckpointError
 
 Triple = tuple[float, float, float]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wnlb.export.checkpoints.name_table import NameTable, Row, background_first, box_rows, mask_rows
+from wnlb.export.checkpoints.names.name_table import NameTable, Row, background_first, box_rows, mask_rows
 
 _BOX, _MASK = "roi_head.bbox_head", "roi_head.mask_head"
 

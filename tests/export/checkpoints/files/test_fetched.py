@@ -17,8 +17,8 @@ import pytest
 import torch
 from small_models import NARROW, small_model
 
-from wnlb.export.checkpoints import download, fetched
-from wnlb.export.checkpoints.fetched import SAMPLE, cache_folder, fetched_checkpoint, published_url
+from wnlb.export.checkpoints.files import download, fetched
+from wnlb.export.checkpoints.files.fetched import SAMPLE, cache_folder, fetched_checkpoint, published_url
 from wnlb.export.onnx_file import export_onnx
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import CheckpointError, VerificationError, WnlbError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypedDict
 
-from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.setting_checks import is_count, shown
-from wnlb.export.checkpoints.settings import Triple
+from wnlb.export.checkpoints.configurations.section import Section
+from wnlb.export.checkpoints.configurations.setting_checks import is_count, shown
+from wnlb.export.checkpoints.configurations.settings import Triple
 from wnlb.runtime.errors import CheckpointError
 
 # Steps that leave the picture as it is.

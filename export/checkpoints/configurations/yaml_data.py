@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wnlb.export.checkpoints.config_file import ConfigKind, config_text
-from wnlb.export.checkpoints.setting_checks import shown
+from wnlb.export.checkpoints.configurations.config_file import ConfigKind, config_text
+from wnlb.export.checkpoints.configurations.setting_checks import shown
 from wnlb.runtime.errors import CheckpointError, MissingDependency
 
 BASE = "_BASE_"

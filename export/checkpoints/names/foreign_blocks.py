@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wnlb.export.backbone import STAGES
-from wnlb.export.checkpoints.name_table import NORM_EPS
+from wnlb.export.checkpoints.names.name_table import NORM_EPS
 from wnlb.runtime.errors import CheckpointError
 
 # mmcv/cnn/bricks/non_local.py: each convolution inside a ConvModule.

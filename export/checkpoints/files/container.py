@@ -20,8 +20,8 @@ from typing import IO, Any
 import safetensors
 import safetensors.torch
 
-from wnlb.export.checkpoints.pickles import Builder, Name, read_pickle
-from wnlb.export.checkpoints.tensors import KNOWN, Storage, storage_type
+from wnlb.export.checkpoints.files.pickles import Builder, Name, read_pickle
+from wnlb.export.checkpoints.files.tensors import KNOWN, Storage, storage_type
 from wnlb.runtime.errors import CheckpointError, WnlbError
 from wnlb.runtime.files import sha256_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wnlb.export.checkpoints.name_table import NameTable, Row
+from wnlb.export.checkpoints.names.name_table import NameTable, Row
 
 TABLE = NameTable(
     framework="torchvision",

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wnlb.export.checkpoints.section import Section
-from wnlb.export.checkpoints.setting_checks import shown
-from wnlb.export.checkpoints.settings import NO_STYLE, NetworkSettings, backbone_name
+from wnlb.export.checkpoints.configurations.section import Section
+from wnlb.export.checkpoints.configurations.setting_checks import shown
+from wnlb.export.checkpoints.configurations.settings import NO_STYLE, NetworkSettings, backbone_name
 from wnlb.runtime.errors import CheckpointError
 
 RESNETS = ("ResNet", "ResNeXt")

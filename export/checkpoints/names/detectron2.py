@@ -6,7 +6,7 @@ import re
 
 from torch import Tensor
 
-from wnlb.export.checkpoints.name_table import NameTable, Row, background_first, box_rows, mask_rows, whole_norm
+from wnlb.export.checkpoints.names.name_table import NameTable, Row, background_first, box_rows, mask_rows, whole_norm
 
 _BODY = r"backbone\.bottom_up"
 _RPN = r"proposal_generator\.rpn_head"

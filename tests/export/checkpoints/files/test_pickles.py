@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from wnlb.export.checkpoints.container import open_container
-from wnlb.export.checkpoints.pickles import Inert, read_pickle
-from wnlb.export.checkpoints.tensors import KNOWN, loaded
+from wnlb.export.checkpoints.files.container import open_container
+from wnlb.export.checkpoints.files.pickles import Inert, read_pickle
+from wnlb.export.checkpoints.files.tensors import KNOWN, loaded
 from wnlb.runtime.errors import CheckpointError
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from wnlb.export.checkpoints.settings import NetworkSettings
+from wnlb.export.checkpoints.configurations.settings import NetworkSettings
 from wnlb.export.solov2 import Selection
 
 

@@ -14,12 +14,12 @@ from urllib.parse import quote, unquote, urlsplit
 
 from torchvision.models import get_weight
 
-from wnlb.export.checkpoints.container import checkpoint_sha256
-from wnlb.export.checkpoints.download import check_sha256, checked_address, download, hugging_face
+from wnlb.export.checkpoints.files.container import checkpoint_sha256
+from wnlb.export.checkpoints.files.download import check_sha256, checked_address, download, hugging_face
 from wnlb.runtime.errors import CheckpointError
 
 # Trained on night scenes by scripts/train_sample.py; see calibration/README.md.
-SAMPLE = Path(__file__).parents[1] / "sample.safetensors"
+SAMPLE = Path(__file__).parents[2] / "sample.safetensors"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _HUGGING_FACE = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<path>.*[^/])", re.IGNORECASE)
 

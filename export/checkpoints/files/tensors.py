@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wnlb.export.checkpoints.pickles import Buildable, Builder, Inert, Name, build
+from wnlb.export.checkpoints.files.pickles import Buildable, Builder, Inert, Name, build
 
 _STORAGES = {
     "DoubleStorage": torch.float64,

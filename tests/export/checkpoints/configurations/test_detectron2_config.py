@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from wnlb.export.checkpoints import yaml_data
-from wnlb.export.checkpoints.detectron2_config import settings_from_file
-from wnlb.export.checkpoints.settings import DetectorSettings
+from wnlb.export.checkpoints.configurations import yaml_data
+from wnlb.export.checkpoints.configurations.detectron2_config import settings_from_file
+from wnlb.export.checkpoints.configurations.settings import DetectorSettings
 from wnlb.runtime.errors import CheckpointError, MissingDependency
 
-MSRA = Path(__file__).parents[2] / "data" / "configs" / "detectron2_msra.yaml"
+MSRA = Path(__file__).parents[3] / "data" / "configs" / "detectron2_msra.yaml"
 # Base-RCNN-FPN.yaml of detectron2 and a file on top of it, as people write them: defaults are left out.
 BASE = """
 MODEL:

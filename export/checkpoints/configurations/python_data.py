@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wnlb.export.checkpoints.config_file import ConfigKind, config_text
-from wnlb.export.checkpoints.setting_checks import is_number, shown
+from wnlb.export.checkpoints.configurations.config_file import ConfigKind, config_text
+from wnlb.export.checkpoints.configurations.setting_checks import is_number, shown
 from wnlb.runtime.errors import CheckpointError
 
 BASE, DELETE = "_base_", "_delete_"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from wnlb.export.checkpoints.setting_checks import is_count, is_number, shown
+from wnlb.export.checkpoints.configurations.setting_checks import is_count, is_number, shown
 from wnlb.runtime.errors import CheckpointError
 
 REQUIRED = object()

@@ -1,0 +1,1 @@
+"""Checkpoint files, local or fetched, opened as plain data: nothing of them is run."""

@@ -1,0 +1,1 @@
+"""Names of weights in every framework, and what names and shapes say of the network."""
