@@ -42,9 +42,9 @@ class Contract:
     The outputs are ``boxes [N, D, 4]`` (float32, x1 y1 x2 y2 in input pixels), ``scores [N, D]``
     (float32, descending, 0 in padded rows), ``labels [N, D]`` (int32, 1..C, 0 in padded rows), ``masks
     [N, D, 28, 28]`` (float32 probabilities inside the box; absent where ``masks == "none"``) and
-    ``count [N]`` (int32, rows that are detections). With ``masks == "frame"`` they are ``[N, D, H/4, W/4]``, float16,
-    of the input's pixels, above 0 where the mask is: logits, or probabilities less 0.5. Rows from ``count`` on may hold
-    anything.
+    ``count [N]`` (int32, rows that are detections). With ``masks == "frame"`` they are ``[N, D, H/4, W/4]`` of the
+    input's pixels, above 0 where the mask is: logits, or probabilities less 0.5; float32, or float16 in files of other
+    precisions than "fp32". Rows from ``count`` on may hold anything.
     N is ``batch``, or in a file with ``min_batch`` any number from there to ``batch``.
     """
 
@@ -217,7 +217,7 @@ class Contract:
     def types(self) -> dict[str, str]:
         """Input or output name to its type, by NumPy's name."""
         known = {self.input_name: "uint8", CONTENT: "int32", "labels": "int32", "count": "int32"}
-        if self.masks == "frame":
+        if self.masks == "frame" and self.precision != "fp32":
             known["masks"] = "float16"
         return {name: known.get(name, "float32") for name in (*self.input_shapes, *self.output_shapes)}
 

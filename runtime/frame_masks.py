@@ -20,7 +20,7 @@ _BLOCK = 16
 
 
 def paste_frame_masks(
-    values: NDArray[np.float16], boxes: NDArray[np.float32], placement: Placement, how: str
+    values: NDArray[np.floating], boxes: NDArray[np.float32], placement: Placement, how: str
 ) -> tuple[Mask, ...]:
     """Binary masks in the pixels of the frame, each cropped to what it can cover: empty where nothing is set.
 
@@ -92,7 +92,7 @@ class _Resampling:
 
 
 def _paste(
-    mask: NDArray[np.float16], rows: _Resampling, columns: _Resampling, limit: tuple[int, int, int, int]
+    mask: NDArray[np.floating], rows: _Resampling, columns: _Resampling, limit: tuple[int, int, int, int]
 ) -> Mask:
     above = mask > 0
     in_rows, in_columns = (np.flatnonzero(above.any(axis)) for axis in (1, 0))
@@ -103,7 +103,7 @@ def _paste(
     left, top, right, bottom = max(left, limit[0]), max(top, limit[1]), min(right, limit[2]), min(bottom, limit[3])
     if left >= right or top >= bottom:
         return Mask(0, 0, np.zeros((0, 0), bool))
-    cells = mask[rows.span(top, bottom), columns.span(left, right)].astype(np.float32)
+    cells = mask[rows.span(top, bottom), columns.span(left, right)].astype(np.float32, copy=False)
     values = np.empty((len(cells), right - left), np.float32)
     for pixels, weights, own in columns.blocks(left, right):
         values[:, pixels] = cells[:, own] @ weights.T

@@ -6,7 +6,8 @@
 ``model.onnx`` is what ``wnlb adopt best.onnx`` wrote, best with --target cpu. The other side is what a user has without
 it: OpenCV's resizing and padding, ONNX Runtime on the original, best classes and torchvision's nms, masks by PyTorch,
 in the pixels of the frame. Both in turns, from frame to masks; so whatever the machine does meanwhile meets both alike.
-The figure is the median of the rounds, the ratio that of each round.
+Figures are medians of the rounds, ratios those of each round; of the time that passed, and of the processor's time in
+all threads, which other programs on the machine change less.
 """
 
 from __future__ import annotations
@@ -86,20 +87,27 @@ def main(words: list[str]) -> None:
     with Predictor(arguments.adopted, device="cpu", threads=arguments.threads) as predictor, torch.no_grad():
         python = InPython(arguments.original, predictor.contract, arguments.threads)
         sides = {"original and Python": python, "adopted": predictor}
-        times: dict[str, list[float]] = {name: [] for name in sides}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}  # passed, of the processor
         for _ in range(WARM_UP + arguments.rounds):
             for name, side in sides.items():
                 time.sleep(_SETTLED_S)
-                started = time.perf_counter()
+                started = time.perf_counter(), time.process_time()
                 side(frame)
-                times[name].append(1e3 * (time.perf_counter() - started))
+                ended = time.perf_counter(), time.process_time()
+                times[name].append((1e3 * (ended[0] - started[0]), 1e3 * (ended[1] - started[1])))
         masks = python(frame)[-1]  # ultralytics drops detections without a pixel, as the Predictor does
         counts = (int(masks.flatten(1).any(1).sum()) if len(masks) else 0, len(predictor(frame)))
     kept = {name: np.array(values[WARM_UP:]) for name, values in times.items()}
-    ratio = float(np.median(kept["original and Python"] / kept["adopted"]))
-    rows = [(name, count, f"{np.median(kept[name]):.1f}") for name, count in zip(sides, counts, strict=True)]
-    print(table(("file", "detections", "median ms"), rows))
-    print(f"\nadopted: {ratio:.2f} times as fast, median of {arguments.rounds} rounds; ONNX Runtime {ort.__version__}")
+    rows = [
+        (name, count, *(f"{value:.1f}" for value in np.median(kept[name], 0)))
+        for name, count in zip(sides, counts, strict=True)
+    ]
+    print(table(("file", "detections", "median ms", "of the processor"), rows))
+    passed, processor = np.median(kept["original and Python"] / kept["adopted"], 0)
+    print(
+        f"\nadopted: {passed:.2f} times as fast, {processor:.2f} by the processor's time, medians of "
+        f"{arguments.rounds} rounds; ONNX Runtime {ort.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ the darkness and noise of --images; give the pictures that the camera will see, 
   wnlb convert model.onnx --precision int8 -o model.int8.onnx --images night/ --max-ap-drop 0.3 \\
       --annotations labelled/annotations.json --eval-images labelled/images
 
+A file of another tool, of any network, is converted by its operators: inputs and outputs stay FP32, and so does all
+that follows the last layer with weights. It has no contract that says how frames go in; calibrate on arrays as it takes
+them, one .npz (arrays by input name) or .npy a run. What it costs is told as errors of its outputs.
+
+  wnlb convert other.onnx --precision fp16 -o other.fp16.onnx --inputs arrays/
+  wnlb convert other.onnx --precision int8 -o other.int8.onnx --inputs arrays/
+
 What was measured lies in MODEL.int8.calibration/: manifest.json (the chosen pictures), coverage.png, ranges.npz (used
 again where model and pictures are the same, also after an interrupt), trials.json, sensitivity.md and .png.
 Exit code 1: no choice of groups holds --max-ap-drop; the best one is written nevertheless.
@@ -38,7 +45,7 @@ TRIAL_PICTURES = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", type=Path, help="an FP32 file that 'wnlb export' wrote")
+    parser.add_argument("model", type=Path, help="an FP32 file of 'wnlb export' or 'wnlb adopt', or another tool's")
     parser.add_argument("--precision", choices=("fp16", "bf16", "int8"), required=True)
     parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
     pictures = parser.add_argument_group("calibration pictures")
@@ -49,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pictures.add_argument(
         "--count", type=int, help="pictures to choose from it (default: 256 for int8, 16 to look for overflow in fp16)"
+    )
+    pictures.add_argument(
+        "--inputs", type=Path, metavar="PATH", help="of another tool's file, instead: .npz or .npy files of arrays"
     )
     pictures.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
     int8 = parser.add_argument_group("INT8")
@@ -85,6 +95,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    if _is_foreign(arguments.model):
+        from wnlb.calibration.precision.foreign_job import convert_foreign
+
+        return convert_foreign(arguments)
+    if arguments.inputs:
+        raise WnlbError(f"--inputs is for files of other tools; {arguments.model} has a wnlb contract: give --images")
+    _check_pictures(arguments)
     from wnlb.calibration.precision.convert import Converter, save_checked
     from wnlb.calibration.precision.int8 import convert_int8, kept_groups
     from wnlb.calibration.precision.job import Job, convert_half
@@ -106,12 +123,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if job.held else 1
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether it is an ONNX file without a contract."""
+    from wnlb.runtime.onnx_file import contract_of, read_onnx
+
+    return contract_of(read_onnx(path)) is None
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Whatever can be refused before work begins."""
     if arguments.output.suffix != ".onnx":
         raise WnlbError(f"output {arguments.output} has the suffix {arguments.output.suffix!r}; expected .onnx")
     if not arguments.output.parent.is_dir():
         raise WnlbError(f"folder {arguments.output.parent} does not exist; create it or choose another output")
+    for name in ("count", "trial_pictures"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise WnlbError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
+
+
+def _check_pictures(arguments: argparse.Namespace) -> None:
+    """The same of what a file of ours is converted with."""
     if arguments.precision == "int8" and not arguments.images:
         raise WnlbError("INT8 needs --images, pictures such as the camera sees at night (or 'scenes' to try it)")
     if bool(arguments.annotations) != bool(arguments.eval_images):
@@ -120,9 +151,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise WnlbError(f"--max-ap-drop is {arguments.max_ap_drop}; expected 0 or more")
     if arguments.max_ap_drop is not None and arguments.precision == "bf16":
         raise WnlbError("--max-ap-drop needs a run, and ONNX Runtime's CPU has no BF16; measure the engine instead")
-    for name in ("count", "trial_pictures"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise WnlbError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
 
 
 def _select(arguments: argparse.Namespace, converter: Converter, folder: Path) -> Selection:

@@ -15,7 +15,7 @@ from onnx import helper, version_converter
 
 from wnlb.calibration.accuracy.judge import Figure, Judge, Ledger
 from wnlb.calibration.precision.groups import in_order, scope_of
-from wnlb.calibration.precision.mixed import MixedReport, float_tensors, heavy_nodes, infer_again, to_half
+from wnlb.calibration.precision.mixed import MixedReport, float_tensors, half_masks, heavy_nodes, infer_again, to_half
 from wnlb.calibration.precision.quantize import OPSET as INT8_OPSET
 from wnlb.calibration.precision.quantize import Graph, Layer, check_placement, pair_names, quantize
 from wnlb.calibration.precision.ranges import Histogram, Inputs, largest_magnitudes
@@ -67,6 +67,8 @@ class Converter:
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self._plugins = _plugin_scopes(self.model)
         unfuse_attention(self.model)
+        if self.contract.masks == "frame":
+            half_masks(self.model)
         self.heavy = heavy_nodes(self.model)
         graph = Graph(self.model)
         self.layers: list[Layer] = graph.layers()

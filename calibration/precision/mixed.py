@@ -19,6 +19,7 @@ from wnlb.calibration.precision.groups import groups_of
 from wnlb.runtime.errors import GraphError
 from wnlb.runtime.onnx_file import with_shapes
 
+MASKS = "masks"
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 FP16_MAX = 65504.0
 FP16_TINY = 2.0**-24  # the smallest number above 0; below half of it a weight becomes 0
@@ -160,6 +161,24 @@ class _Casts:
             name: int(((values != 0) & (np.abs(values) < FP16_TINY / 2)).sum()) for name, values in self._used.items()
         }
         return {name: count for name, count in counts.items() if count}
+
+
+def half_masks(model: onnx.ModelProto) -> None:
+    """Masks of the frame in float16, in place: as files of other precisions than FP32 have them."""
+    output = next(value for value in model.graph.output if value.name == MASKS)
+    maker = next(node for node in model.graph.node if MASKS in node.output)
+    whole, held, scope = f"{MASKS}.whole", f"{MASKS}.held", maker.name.rpartition("/")[0]
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [whole if name == MASKS else name for name in names]
+    limits = {f"{MASKS}.{name}": value for name, value in (("lowest", -FP16_MAX), ("highest", FP16_MAX))}
+    for name, value in limits.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), name))
+    model.graph.node.append(helper.make_node("Clip", [whole, *limits], [held], name=f"{scope}/Clip_half"))
+    model.graph.node.append(
+        helper.make_node("Cast", [held], [MASKS], name=f"{scope}/Cast_half", to=TensorProto.FLOAT16)
+    )
+    output.type.tensor_type.elem_type = TensorProto.FLOAT16
 
 
 def infer_again(model: onnx.ModelProto) -> None:

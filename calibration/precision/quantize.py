@@ -37,10 +37,14 @@ class Layer:
 
 
 class Graph:
-    """Who makes and reads each tensor of a model without local functions."""
+    """Who makes and reads each tensor of a model without local functions.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.model = model
+    Args:
+        groups: name to group of the nodes that are layers; by default what their names tell.
+    """
+
+    def __init__(self, model: onnx.ModelProto, groups: dict[str, str] | None = None) -> None:
+        self.model, self._groups = model, groups
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.nodes = {node.name: node for node in model.graph.node}
         self.makers = {output: node for node in model.graph.node for output in node.output}
@@ -51,7 +55,7 @@ class Graph:
 
     def layers(self) -> list[Layer]:
         """Every convolution and fully connected layer with a constant weight that belongs to a group."""
-        groups = groups_of(self.model)
+        groups = groups_of(self.model) if self._groups is None else self._groups
         return [
             Layer(node.name, groups[node.name], node.input[1])
             for node in self.model.graph.node

@@ -16,6 +16,7 @@ from wnlb.export.adopt.families.body import static_body
 from wnlb.export.adopt.families.foreign import ForeignFile
 from wnlb.export.adopt.families.parts import Block
 from wnlb.export.adopt.join import joined
+from wnlb.export.adopt.softmax_across import spread_softmax
 from wnlb.export.adopt.verify_adopted import CaseReport, verify_adopted
 from wnlb.export.graph.attention import AttentionPlan, plan_attention
 from wnlb.export.onnx_file.attention_pieces import cut_attention
@@ -71,6 +72,8 @@ def adopt_onnx(
     on_step("network")
     batches = None if options.min_batch is None else range(options.min_batch, options.batch + 1)
     body = static_body(file.model, (options.height, options.width), options.batch, batches)
+    if options.target == "cpu":
+        spread_softmax(body)
     blocks = file.name_parts(body)
     plans = _plans(blocks, options)
     on_plan(plans)

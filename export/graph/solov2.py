@@ -273,7 +273,7 @@ class MasksOfCells(nn.Module):
         index = self._among(index, rank)
         masks = _rows_of(masks, rank.gather(1, index)).unflatten(2, features.shape[2:])
         boxes = self._whole(mask_extents(masks, limit, MASK_THRESHOLD), self.detections)
-        masks = self._whole((masks - MASK_THRESHOLD).to(torch.float16), self.detections)
+        masks = self._whole(masks - MASK_THRESHOLD, self.detections)
         return boxes, score, self._whole(label.gather(1, index), self.detections), masks
 
     def _first(self, there: Tensor, *values: Tensor) -> tuple[Tensor, ...]:

@@ -76,7 +76,8 @@ def test_networks_without_proposals_are_written_in_format_3():
     assert Contract.from_json(contract.to_json()) == contract
     assert {name: json.loads(contract.to_json())[name] for name in ONE_STAGE} == ONE_STAGE
     assert contract.output_shapes["masks"] == (1, 100, 16, 24)
-    assert contract.types["masks"] == "float16"
+    assert contract.types["masks"] == "float32"
+    assert dataclasses.replace(contract, precision="int8+fp32").types["masks"] == "float16"
     assert dataclasses.replace(contract, masks="none").output_shapes.keys() == {"boxes", "scores", "labels", "count"}
     without_nms = {**ONE_STAGE, "framework": "mmdetection-solov2", "padding": "corner"}
     without_nms |= dict.fromkeys(("nms_threshold", "nms_rounds"))

@@ -61,7 +61,7 @@ def assert_equals_the_reference(
         np.testing.assert_array_equal(labels[i, :rows], own["labels"])
         np.testing.assert_allclose(scores[i, :rows], own["scores"], rtol=0, atol=1e-9)
         np.testing.assert_allclose(boxes[i, :rows], own["boxes"], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(masks[i, :rows], own["masks"], rtol=0, atol=2.5e-4)  # float16
+        np.testing.assert_allclose(masks[i, :rows], own["masks"], rtol=0, atol=1e-5)
         assert not scores[i, rows:].any()
         assert not labels[i, rows:].any()
         assert not boxes[i, rows:].any()

@@ -68,7 +68,7 @@ def test_detections_are_ultralytics(name: str, counts: YoloCounts, make_contract
     np.testing.assert_array_equal(found.labels, ORACLE[f"{name}.labels"])
     expected = np.unpackbits(ORACLE[f"{name}.masks"])[: len(found) * height * width].reshape(-1, height, width) > 0
     others = (np.stack([*found.full_masks()]) != expected).sum()
-    assert others <= 1e-4 * expected.sum()  # float16; 0.0005 % of random masks
+    assert others == 0
 
 
 def test_the_reference_is_ultralytics() -> None:
