@@ -58,12 +58,12 @@ class TinyHeads(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.form, self.grids = form, grids
-        self.kernel, self.score, self.feature = (nn.Conv2d(3, channels, 1) for channels in (4, classes, 4))
+        self.kernel, self.score, self.feature = nn.Conv2d(3, 4, 1), nn.Conv2d(3, classes, 1), nn.Conv2d(3, 4, 4, 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         maps = [F.interpolate(x, size=(grid, grid), mode="bilinear") for grid in self.grids]
-        logits = [3 * self.score(own) for own in maps]
-        return in_form(self.form, [self.kernel(own) for own in maps], logits, self.feature(F.avg_pool2d(x, 4)))
+        logits = [3 * self.score(own) - 4 for own in maps]
+        return in_form(self.form, [self.kernel(own) for own in maps], logits, self.feature(x))
 
 
 def _aggregated(weights: Weights, x: Tensor, names: list[str], mode: str, scaled: bool) -> Tensor:

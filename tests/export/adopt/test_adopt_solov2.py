@@ -22,6 +22,7 @@ from wnlb.export.adopt.adopt_onnx import adopt_onnx
 from wnlb.export.adopt.families.body import static_body
 from wnlb.export.adopt.families.solov2_file import ASSUMED, Solov2File
 from wnlb.export.adopt.recognise import recognised
+from wnlb.export.graph.solov2 import MatrixNms
 from wnlb.export.graph.solov2_heads import Solov2Input
 from wnlb.export.onnx_file.verify import dark_scene, onnx_session
 from wnlb.export.options import ExportOptions
@@ -185,11 +186,14 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     assert read(named, **GRIDS).heads.kernels.names == ("kernel",)
 
 
-def test_what_computes_something_else_is_not_written(original: Path, tmp_path: Path) -> None:
-    """The verification sees a Matrix NMS of another sigma in the graph, and candidates that are too few."""
-    path = tmp_path / "model.onnx"
+def test_what_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verification sees candidates that are too few, and a Matrix NMS of another sigma in the graph."""
+    original, path = write_heads(tmp_path / "tiny.onnx", TinyHeads("mmdetection", classes=8)), tmp_path / "model.onnx"
     with pytest.raises(VerificationError, match="more candidates pass the score threshold than --candidates holds"):
         adopt_onnx(recognised(original), path, ExportOptions(64, 96, candidates=8), original=original)
+    monkeypatch.setattr("wnlb.export.graph.solov2.MatrixNms", lambda sigma: MatrixNms(0.5 * sigma))
+    with pytest.raises(VerificationError, match=r"scores differ|are missing"):
+        adopt_onnx(recognised(original), path, ExportOptions(64, 96), original=original)
     assert not path.exists()
 
 
