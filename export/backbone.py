@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -93,9 +94,9 @@ class BackboneConfig:
             raise WnlbError(f"image_std is {self.image_std}; expected numbers that fit 0..1: those of 0..255, over 255")
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        """Numbers that have to be positive."""
-        return (self.fpn_channels, *(self.inner_channels or ()))
+    def widths(self) -> tuple[str, ...]:
+        """Fields of one number or several that have to be positive."""
+        return ("fpn_channels", "inner_channels")
 
     @property
     def kinds(self) -> dict[str, tuple[type, ...]]:
@@ -129,8 +130,12 @@ class BackboneConfig:
             if not fits and not (name == "inner_channels" and value is None):
                 count = "three " if name.startswith("image_") else "a list of "
                 raise WnlbError(f"{name} is {value!r}; expected {count}{' or '.join(k.__name__ for k in kind)}")
-        if min(self.widths) <= 0 or not self.norm_eps >= 0:
-            raise WnlbError("model configuration has a width, size or ratio that is not positive; expected more than 0")
+        for name in self.widths:
+            value = getattr(self, name)
+            if value is not None and min(value if isinstance(value, tuple) else (value,), default=1) <= 0:
+                raise WnlbError(f"{name} is {value}; expected more than 0")
+        if not 0 <= self.norm_eps < 1:
+            raise WnlbError(f"norm_eps is {self.norm_eps}; expected a number from 0 to 1, such as 1e-5")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -138,9 +143,11 @@ class BackboneConfig:
     @classmethod
     def from_dict(cls: type[_Config], values: dict[str, Any]) -> _Config:
         """Raises WnlbError for a name that is not a field or a value that does not fit."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(names))
         if unknown:
-            raise WnlbError(f"model configuration has unknown entries {', '.join(unknown)}")
+            near = difflib.get_close_matches(unknown[0], names, 1)
+            raise WnlbError(f"setting {unknown[0]!r} is not known; expected {' or '.join(near) or ', '.join(names)}")
         try:
             return cls(**values)
         except TypeError as error:

@@ -40,9 +40,9 @@ class ModelConfig(BackboneConfig):
         self._check_anchors()
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        own = (self.rpn_convs, self.box_fcs, self.box_features, self.mask_hidden)
-        return (*super().widths, *own, *self.box_convs, *(self.mask_channels or (0,)))
+    def widths(self) -> tuple[str, ...]:
+        own = ("rpn_convs", "box_fcs", "box_features", "mask_hidden", "box_convs", "mask_channels")
+        return (*super().widths, *own)
 
     @property
     def kinds(self) -> dict[str, tuple[type, ...]]:
@@ -90,6 +90,8 @@ class ModelConfig(BackboneConfig):
 
     def _check_types(self) -> None:
         super()._check_types()
+        if not self.mask_channels:
+            raise WnlbError("mask_channels is (); expected the channels of one convolution or more")
         if self.mask_classes is not None and (type(self.mask_classes) is not int or self.mask_classes < 1):
             raise WnlbError(f"mask_classes is {self.mask_classes!r}; expected a whole number from 1 up")
 

@@ -9,6 +9,7 @@ from wnlb.runtime.errors import WnlbError
 
 ATTENTION_FORMS = ("standard", "plugin", "auto")
 MAX_TOP_K = 3840  # TensorRT's limit for TopK
+MAX_NUMBERS = 2**31  # of a tensor: TensorRT refuses more, and no machine that exports has the memory
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,12 @@ class ExportOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise WnlbError(f"{name} is {value}; expected at least 1")
+        largest = 16 * self.batch * self.height * self.width  # behind the first convolution: [N, 64, H/2, W/2]
+        if largest >= MAX_NUMBERS:
+            raise WnlbError(
+                f"a batch of {self.batch} of {self.height}x{self.width} makes a map of {largest} numbers; expected "
+                "fewer than 2^31 in a tensor, TensorRT's limit: take a smaller size or batch"
+            )
         if self.min_batch is not None and not 1 <= self.min_batch < self.batch:
             raise WnlbError(f"batch is {self.min_batch}-{self.batch}; expected A-B, with A from 1 up and B above it")
         for name in ("pre_nms_top_n", "post_nms_top_n", "detections", "candidates"):

@@ -41,9 +41,9 @@ class Solov2Config(BackboneConfig):
                 )
 
     @property
-    def widths(self) -> tuple[int, ...]:
-        own = (self.head_convs, self.head_channels, self.feature_channels, self.kernel_channels, self.norm_groups)
-        return (*super().widths, *own, *self.grids)
+    def widths(self) -> tuple[str, ...]:
+        own = ("head_convs", "head_channels", "feature_channels", "kernel_channels", "norm_groups", "grids")
+        return (*super().widths, *own)
 
     @property
     def kinds(self) -> dict[str, tuple[type, ...]]:

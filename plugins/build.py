@@ -288,6 +288,8 @@ def run(arguments: argparse.Namespace) -> None:
     heads = [int(text) for text in _choices(arguments.heads, [str(d) for d in HEADS], "head size")]
     if arguments.workers < 0:
         raise WnlbError(f"{arguments.workers} workers; expected 0 (one per core) or more")
+    if arguments.output.exists() and not arguments.output.is_dir():  # told before all that compiling
+        raise WnlbError(f"output {arguments.output} is a file; expected a folder")
     todo = jobs(archs, dtypes, heads)
     built = []
     with tqdm(total=len(todo), unit="kernel", disable=None, file=sys.stderr, leave=False) as bar:
@@ -306,7 +308,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m wnlb.plugins.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-o", "--output", type=Path, default=KERNELS, help="folder (default: kernels/ in the package)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=KERNELS, metavar="DIR", help="folder (default: kernels/ in the package)"
+    )
     every = ",".join(_ARCHS)
     text = f"compute capabilities; ptx: for all others from 8.0 on (default: {every})"
     parser.add_argument("--arch", default=every, metavar="A,A,...", help=text)

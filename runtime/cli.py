@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -54,6 +55,7 @@ EXTRAS = {
     "ray": "ray",
     "prometheus_client": "metrics",
 }
+_NUMBERS = {"float": "a number, e.g. 0.5", "int": "a whole number"}  # argparse names types
 EXAMPLES = """\
 from a checkpoint to the night, in five commands:
   wnlb export checkpoint.pth -o model.onnx --size 416x608
@@ -82,7 +84,16 @@ class Parser(argparse.ArgumentParser):
     """Answers bad arguments with one line."""
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"invalid (float|int) value: (.*)", lambda m: f"{m[2]}; expected {_NUMBERS[m[1]]}", message)
         self.exit(2, f"{self.prog}: error: {message}; see '{self.prog} --help'\n")
+
+    def refuse_rest(self, words: Sequence[str]) -> None:
+        """What no argument took: of a pattern that was not quoted, the shell has made many words."""
+        if words and not any(word.startswith("-") for word in words):
+            more = f" and {len(words) - 1} more" if len(words) > 1 else ""
+            self.error(f"{words[0]}{more}: one word too many; a pattern of files is quoted, e.g. 'night/*.png'")
+        if words:
+            self.error(f"unrecognized arguments: {' '.join(words)}")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         sys.stdout.flush()  # a help text that nobody reads any more must fail here, not when Python ends
@@ -105,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=importlib.metadata.version("wnlb-deploy"))
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    own = parser
     try:
         for name, (module, summary) in COMMANDS.items():
             subparser = commands.add_parser(
@@ -112,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             if name == chosen:
                 importlib.import_module(module).add_arguments(subparser)
-        arguments = parser.parse_args(argv)
+                own = subparser
+        arguments, rest = parser.parse_known_args(argv)
+        own.refuse_rest(rest)
         arguments.command_line = shlex.join(["wnlb", *argv])  # for reports: how to get them again
         with _told_warnings(f"wnlb {chosen}"):
             code = importlib.import_module(COMMANDS[arguments.command][0]).run(arguments)

@@ -82,7 +82,7 @@ class Contract:
     tool_version: str = ""
     checkpoint_sha256: str = ""
     checkpoint_weights: str = ""  # which of its sets of weights, "model_ema"; "" where it has one
-    checkpoint_settings: dict[str, Any] = field(default_factory=dict)  # of another framework: DetectorSettings
+    checkpoint_settings: dict[str, Any] = field(default_factory=dict)  # what weights do not tell
     input_name: str = "image"
     layout: str = "NHWC"
     color: str = "RGB"

@@ -83,6 +83,7 @@ def examine() -> Iterator[Finding]:
         ("label, Ray", lambda: _packages("ray", "ray")),
         ("metrics", lambda: _packages("metrics", "prometheus_client")),
         ("track", lambda: _packages("track", "trackers", "supervision")),
+        ("Triton client", lambda: _packages("triton", "tritonclient", "grpcio")),
     ):
         yield _looked(what, look)
     yield from _evidence()

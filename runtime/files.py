@@ -43,6 +43,25 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_output(path: Path, suffix: str, *sources: Path) -> None:
+    """Refuse, before work begins, a file that cannot be written or would replace one that it is made from.
+
+    Raises:
+        WnlbError: it has another suffix, is a folder or one of ``sources``, or its folder is not there or not writable.
+    """
+    if path.suffix != suffix:
+        raise WnlbError(f"output {path} has the suffix {path.suffix!r}; expected {suffix}")
+    for source in sources:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise WnlbError(f"output {path} is what it would be made from, which would be lost; choose another name")
+    with contextlib.suppress(_Checked), atomic_path(path):
+        raise _Checked
+
+
+class _Checked(Exception):
+    """Ends a trial of ``atomic_path``, so that nothing is left of it."""
+
+
 def ends_all(error: WnlbError) -> bool:
     """Whether a failure of ``atomic_path`` or ``make_folder`` is one of the disk, not of this file alone."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in _ENDS_ALL
@@ -62,6 +81,9 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it. Raises WnlbError where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), folder)
+        raise WnlbError(f"folder {folder} cannot be made: {file} is a file; choose another") from error
     except OSError as error:
         raise WnlbError(f"folder {folder} cannot be made: {error.strerror}") from error
 

@@ -14,11 +14,21 @@ from wnlb.runtime.engine.command import summary
 from wnlb.runtime.engine.manifest import Manifest, read_manifest
 from wnlb.runtime.files import sha256_of
 from wnlb.runtime.onnx_file import contract_of, described, read_onnx
+from wnlb.runtime.served_model import file_of
 from wnlb.runtime.table import human_bytes
+
+_DESCRIPTION = """\
+Show what a file holds: contract, operators, inputs and outputs, attention of each level, hash; of an engine its
+manifest. Files of other tools too.
+
+  wnlb inspect model.onnx
+  wnlb inspect model.engine --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="an ONNX file, or an engine with its manifest")
+    parser.description = _DESCRIPTION
+    parser.add_argument("file", type=file_of, help="an ONNX file, or an engine with its manifest")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 

@@ -115,7 +115,9 @@ def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, pr
         with without_denormals():
             session = ort.InferenceSession(str(path), options, providers=providers, **again)
     except Exception as error:  # its exception types are not public
-        raise WnlbError(f"model {path} cannot be opened by ONNX Runtime: {_first_line(error)}") from error
+        empty = Path(path).is_file() and not Path(path).stat().st_size
+        why = "it is empty (0 bytes)" if empty else _first_line(error)
+        raise WnlbError(f"model {path} cannot be opened by ONNX Runtime: {why}; copy or export it again") from error
     if device == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
         raise WnlbError("ONNX Runtime's CUDA provider does not start; its CUDA and cuDNN must be installed")
     return session

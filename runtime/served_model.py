@@ -65,3 +65,10 @@ def options_for(model: Model, device: str, threads: int) -> dict[str, Any]:
     """``open_backend``'s options for a model, where these are meant for ``.onnx`` files: others have their own."""
     is_onnx = isinstance(model, Path) and model.suffix != ".engine"
     return {"device": device, "threads": threads} if is_onnx else {}
+
+
+def file_of(text: str) -> Path:
+    """A path, of a command that needs the file itself. Raises WnlbError for an address of a server."""
+    if text.startswith(f"{SCHEME}://"):
+        raise WnlbError(f"model {text} is on a server; expected its file")
+    return Path(text)

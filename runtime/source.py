@@ -100,7 +100,7 @@ class VideoSource:
         self._capture = cv2.VideoCapture(where if isinstance(where, int) else name_for_opencv(where))
         if not self._capture.isOpened():
             self._capture.release()
-            raise PictureError(f"{self._what} cannot be opened; check that it exists and that this OpenCV can read it")
+            raise PictureError(f"{self._what} cannot be opened; {_why_not(where)}")
         self._name = f"camera{where}" if isinstance(where, int) else Path(where).stem
         self.paths = {} if isinstance(where, int) else {self._name: Path(where)}
         frames = 0 if isinstance(where, int) else int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
@@ -157,6 +157,21 @@ class VideoSource:
         return stated if last_s < stated < math.inf else max(number, last_s * self.fps + 1) / self.fps
 
 
+def _why_not(where: str | int) -> str:
+    """What may be wrong with a video or camera that OpenCV does not open, which tells no reasons itself."""
+    if isinstance(where, int):
+        return "check that it is plugged in and that no other program uses it"
+    path = Path(where)
+    if not path.is_file():
+        return "check that it exists and that this OpenCV can read it"
+    if not path.stat().st_size:
+        return "it is empty (0 bytes)"
+    return (
+        "it is cut short, damaged, or no video that this OpenCV can read; of pictures "
+        f"{', '.join(sorted(PICTURE_SUFFIXES))} are read"
+    )
+
+
 Source = PictureSource | VideoSource
 
 
@@ -176,6 +191,10 @@ def open_source(source: str, bits: int = 0) -> Source:
     if not source:  # an unset variable of a script; as a path it would be the working folder
         raise PictureError("source is empty; expected a picture, folder, glob, video or camera index")
     path = Path(source)
+    if "://" in source and not path.exists():
+        raise PictureError(
+            f"source {source.partition('://')[0]}://... is an address; 'wnlb run' opens those of streams"
+        )
     if source.isdecimal() and not path.exists():
         if int(source) > LAST_CAMERA:
             raise PictureError(f"camera {source} is not there; expected an index from 0 to {LAST_CAMERA}")

@@ -7,6 +7,7 @@ onnxruntime's. ``prepare_triton`` in ``environment.sh`` installs it.
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,8 +80,8 @@ class RealTriton:
     def wait_until(self, name: str, pending: int) -> None:
         """Until a request is inside the closed gate and so many wait in the queue."""
         metric = f'nv_inference_pending_request_count{{model="{name}",version="1"}} {pending}\n'
-        for _ in range(600):
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[2]}/metrics", timeout=10) as answer:
+        for _ in range(2400):
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.ports[2]}/metrics", timeout=120) as answer:
                 if (self.gates / f"{name}.inside").exists() and metric in answer.read().decode():
                     return
             time.sleep(0.05)
@@ -110,7 +111,7 @@ def started(
     _lay_out(backends)
     gates.mkdir()
     command = [
-        *_server(repository, backends, ports := _free_ports(), exit_s),
+        *_server(repository, backends, ports := (free_port(), free_port(), free_port()), exit_s),
         f"--backend-config=python,shm-region-prefix-name={shared}",
     ]
     watching = [
@@ -124,7 +125,7 @@ def started(
     with ExitStack() as stack:
         notices = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
         notices.bind(str(folder / "notify"))
-        notices.settimeout(60)
+        notices.settimeout(180)
         environment = _environment() | {"NOTIFY_SOCKET": str(folder / "notify"), "WNLB_GATES": str(gates)}
         log = folder / "server.log"
         told = stack.enter_context(open(log, "wb"))
@@ -143,7 +144,7 @@ def _end(server: RealTriton) -> None:
     processes = [server.process, *psutil.Process(server.process.pid).children(recursive=True)] if _runs(server) else []
     for process in processes:
         process.kill()
-    server.process.wait(10)
+    server.process.wait(120)
     for path in server.leaks():
         path.unlink()
 
@@ -180,10 +181,11 @@ def _environment() -> dict[str, str]:
     return {**kept, "PATH": path, "LD_LIBRARY_PATH": os.pathsep.join(libraries)}
 
 
-def _free_ports() -> tuple[int, int, int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        first, second, third = (each.getsockname()[1] for each in sockets)
-    return first, second, third
+def free_port() -> int:
+    """One below those that Linux hands out by itself: nobody gets it before it is used."""
+    handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(min(10_000, handed_out - 1), handed_out)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from wnlb.calibration.accuracy.evaluate import evaluate
 from wnlb.calibration.labels.reader import read_labels
-from wnlb.calibration.scenes.dataset import write_json
+from wnlb.calibration.scenes.writing import write_json
 from wnlb.export.backbone import blocks_by_level
 from wnlb.export.block import WeightedNonLocalBlock
 from wnlb.export.checkpoints.checkpoint import load_checkpoint

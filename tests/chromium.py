@@ -39,7 +39,7 @@ class Page:
     def value(self, script: str) -> Any:
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
-    def wait_for(self, script: str, seconds: float = 20) -> None:
+    def wait_for(self, script: str, seconds: float = 120) -> None:
         """Until the script gives something true."""
         end = time.monotonic() + seconds
         while not self.value(script):
@@ -83,15 +83,15 @@ def open_page(url: str, folder: Path) -> Iterator[Page]:
     command = [browser, *options, f"--user-data-dir={folder}", "about:blank"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        port_file, end = folder / "DevToolsActivePort", time.monotonic() + 30
+        port_file, end = folder / "DevToolsActivePort", time.monotonic() + 120
         while not (port_file.exists() and port_file.read_text().count("\n")):
             assert process.poll() is None, "Chromium does not start"
             assert time.monotonic() < end, "Chromium does not answer"
             time.sleep(0.05)
         port = int(port_file.read_text().splitlines()[0])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=120) as answer:
             target = next(entry for entry in json.load(answer) if entry["type"] == "page")
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
             page = Page(connection)
             path = target["webSocketDebuggerUrl"].partition(f":{port}")[2]
             key = base64.b64encode(os.urandom(16)).decode()
@@ -105,5 +105,8 @@ def open_page(url: str, folder: Path) -> Iterator[Page]:
             page.call("Page.navigate", url=url)
             yield page
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # and takes its temporary files with it
+        try:
+            process.wait(60)
+        finally:
+            process.kill()

@@ -63,9 +63,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return WorkStealingScheduling(config, log) if config.getvalue("dist") == "load" else None
 
 
+# A quarter of a run in a dozen tests.
+LONGEST = ("test_readme.py", "evidence/test_command.py", "test_sample.py", "runtime/test_emulated.py")
+LONGEST += (
+    "test_mutations.py",
+    "test_packaging.py",
+    "test_train_sample.py",
+    "calibration/scenes/test_contact_sheet.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left alone with them at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(("tests/test_readme.py", "tests/test_sample.py")))
+    first = {f"tests/{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +187,7 @@ def wnlb() -> Callable[..., Ran]:
         hidden = ("DISPLAY", "WAYLAND_DISPLAY", "OPENCV_LOG_LEVEL", "OPENCV_FFMPEG_LOGLEVEL")
         env = {key: value for key, value in os.environ.items() if key not in hidden}
         command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, cwd=cwd, env=env, timeout=600, check=False)
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
 

@@ -54,7 +54,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def stop(self) -> None:
         """At once, whatever is inside; may be called more than once."""
-        self._server.stop(None).wait(10)
+        self._server.stop(None).wait(120)
 
     def ServerMetadata(self, request: Any, context: Any) -> Any:
         return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-WAIT = 40  # seconds until a test that hangs fails
+WAIT = 180  # seconds until a test that hangs fails
 
 
 def until(condition: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import PictureError, WnlbError
 from wnlb.runtime.live.feed import Feed
 
-WAIT = 20  # seconds until a test that hangs fails
+WAIT = 120  # seconds until a test that hangs fails
 
 
 def night(number: int) -> np.ndarray:

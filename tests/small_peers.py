@@ -77,7 +77,7 @@ def write_mmdet_checkpoint(path: Path, **fields: object) -> None:
     torch.save({**content, "optimizer": {"param_groups": []}, "message_hub": {"log": object}}, path)
 
 
-def write_detectron2_checkpoint(path: Path, config: Path) -> None:
+def write_detectron2_checkpoint(path: Path, config: Path, **fields: object) -> None:
     """Weights, and the configuration beside them: RGB, torchvision's statistics and style."""
     text = peer_checkpoint.config("d2-msra")
     for pattern, value in (
@@ -91,7 +91,7 @@ def write_detectron2_checkpoint(path: Path, config: Path) -> None:
         text, count = re.subn(pattern, value, text)
         assert count == 1, pattern
     config.write_text(text)
-    torch.save({"model": detectron2_names(small_mmdet_state(torch.float32)), "iteration": 9}, path)
+    torch.save({"model": detectron2_names(small_mmdet_state(torch.float32, **fields)), "iteration": 9}, path)
 
 
 def _renamed(state: dict[str, Tensor], table: tuple) -> dict[str, Tensor]:

@@ -181,7 +181,7 @@ def test_every_room_is_known_and_says_what_it_is_for() -> None:
 def _loaded_by(*names: str) -> set[str]:
     """The packages that are there once these modules are imported."""
     script = f"import {', '.join(names)}, sys; print(*sys.modules)"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True)
     return {name.split(".")[0] for name in ran.stdout.split()}
 
 
@@ -227,7 +227,7 @@ def test_what_stands_at_the_top_of_the_export_imports_no_room() -> None:
     for name, imports in IMPORTS.items():
         if place_of(name) == "export":
             rooms = {one for one in imports if place_of(one.name).startswith("export.")}
-            assert not rooms or name in ("export.command", "export.arguments"), name
+            assert not rooms or name in ("export.command", "export.report"), name
     assert "torch" not in _loaded_by("wnlb.export.command", "wnlb.export.arguments")
 
 
@@ -262,8 +262,10 @@ def test_the_plugins_import_little_of_the_runtime() -> None:
 
 def test_the_calibration_imports_the_runtime_and_no_pytorch() -> None:
     def allowed(name: str, other: Import) -> bool:
-        if other.name == "export.onnx_file.eager":  # it loads PyTorch
+        if other.name in ("export.onnx_file.eager", "export.checkpoints.files.fetched"):  # they load PyTorch
             return not other.at_once
+        if name == "calibration.comparison.command" and other.name == "export.arguments":  # checkpoints are read alike
+            return True
         return other.name.startswith("runtime.") or other.name in ("export.onnx_file.fuse", "export.onnx_file.lint")
 
     assert wrong("calibration", allowed) == set()

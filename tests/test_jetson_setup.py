@@ -36,7 +36,7 @@ def jetson(tmp_path: Path) -> Path:
 def run(*words: str, root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     path = f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "JETSON_ROOT": str(root), "PATH": path, **environment}
-    return subprocess.run([SCRIPT, *words], env=env, capture_output=True, text=True, timeout=60)
+    return subprocess.run([SCRIPT, *words], env=env, capture_output=True, text=True, timeout=300)
 
 
 def test_a_jetson_that_has_all(jetson: Path) -> None:

@@ -62,8 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the examples name: checkpoints, class names, pictures and a video."""
     folder = tmp_path_factory.mktemp("readme")
     torch.save({"model": small_model(levels=("c2",)).state_dict()}, folder / "checkpoint.pth")
-    write_mmdet_checkpoint(folder / "epoch_12.pth")
-    write_detectron2_checkpoint(folder / "model_final.pth", folder / "config.yaml")
+    write_mmdet_checkpoint(folder / "epoch_12.pth", levels=())
+    write_detectron2_checkpoint(folder / "model_final.pth", folder / "config.yaml", levels=())
     write_small_yolo(folder / "best.onnx")
     write_heads(folder / "solov2.onnx", TinyHeads("mmdetection", classes=len(CLASSES)))
     (folder / "solov2_r50_fpn.py").write_text(small_config())
@@ -72,9 +72,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("night.jpg", "night_pictures/a.png", "night_pictures/b.jpg", "night/deep/c.png"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         cv2.imwrite(str(folder / name), picture)
-    video = cv2.VideoWriter(str(folder / "drive.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (96, 64))
+    video = cv2.VideoWriter(str(folder / "drive.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (320, 240))
     for _ in range(2):
-        video.write(np.zeros((64, 96, 3), np.uint8))
+        video.write(np.zeros((240, 320, 3), np.uint8))  # which holds the zones of the examples
     video.release()
     return folder
 
@@ -113,11 +113,14 @@ def test_commands_run_as_they_stand(
                 "--nms-rounds",
                 "16",
             ]
+            words += [] if "model.onnx" in words else ["--masks", "none"]  # of files that no other command reads
         if words[1] == "profile":
-            words += ["--duration", "0.1", "--no-stages"]
+            words += ["--duration", "0.1", "--warm-up", "10", "--no-stages"]
+            words += [] if "--annotations" in words else ["--no-accuracy"]
             words += ["--precisions", "fp16", "--backends", "onnxruntime"] if "checkpoint.pth" in words else []
         if "int8" in words:
             words += ["--count", "2", "--trial-pictures", "1", "--method", "max"]
+            words += ["--keep", "stem,c2,c3,c4,c5,fpn,rpn"]  # a trial for each of the others
         if "--compare" in words:
             for name in ("old", "new"):
                 (folder / name).mkdir()

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.onnxruntime_backend import DEVICES
 from wnlb.runtime.served_model import Model, model_of, options_for
+from wnlb.runtime.tracking.arguments import add_smoothing_argument, check_smoothing, make_tracker
 
 if TYPE_CHECKING:
     from wnlb.calibration.accuracy.judge import Judge
@@ -35,7 +37,7 @@ Without labels, what a baseline finds with a score of 0.5 or more is the truth.
   wnlb evaluate model.onnx --track --annotations drives/annotations.json --images drives/images
 
 With --track, on videos (COCO-VID, as of 'wnlb scenes --video'), also how well identities hold: HOTA, IDF1 and MOTA of
-boxes and masks, by the darkness of the video.
+boxes and masks, by the darkness of the video; with --smooth of averaged scores and masks.
 """
 
 
@@ -44,10 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=model_of, help=".onnx of 'wnlb export' or 'convert', .engine of 'build', triton://HOST:8001/MODEL"
     )
-    parser.add_argument("--annotations", type=Path, help="COCO annotation file (default: what the baseline finds)")
-    parser.add_argument("--images", required=True, metavar="SOURCE", help="folder of the pictures")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO labels (default: what the baseline finds is the truth)"
+    )
+    parser.add_argument(
+        "--images",
+        required=True,
+        metavar="SOURCE",
+        help="folder of the labelled pictures; without labels pictures or a video",
+    )
     parser.add_argument("--baseline", type=model_of, metavar="MODEL", help="another model, to compare with")
     parser.add_argument("--track", action="store_true", help="also score identities, on annotations of videos")
+    add_smoothing_argument(parser)
     parser.add_argument("--count", type=int, metavar="N", help="pictures to use, evenly taken (default: all)")
     parser.add_argument(
         "-o",
@@ -74,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise WnlbError("neither --annotations nor --baseline was given; expected labels, or a model to compare with")
     if arguments.track and not arguments.annotations:
         raise WnlbError("--track needs --annotations with identities, as 'wnlb scenes --video' writes them")
+    check_smoothing(arguments)
     if arguments.count is not None and arguments.count < 1:
         raise WnlbError(f"--count is {arguments.count}; expected 1 or more")
     if arguments.output:
@@ -85,9 +96,10 @@ def run(arguments: argparse.Namespace) -> int:
         judge.labels = by_video(judge.labels)
     evaluations: list[Evaluation] = []
     tracked: list[TrackEvaluation] = []
+    make = partial(make_tracker, smooth_s=arguments.smooth)
     for path in filter(None, (arguments.model, arguments.baseline if labels else None)):
         with _open(path, arguments) as predictor, _bar(len(judge), path.name) as bar:
-            tracks = VideoTracks(judge.labels) if arguments.track else None
+            tracks = VideoTracks(judge.labels, make) if arguments.track else None
             evaluation = evaluate_pictures(predictor, judge.labels, judge.picture_of, path.name, bar.update, tracks)
         evaluations.append(evaluation)
         if tracks:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from wnlb.export.arguments import add_weights_arguments, overrides_of
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.table import table
@@ -28,20 +29,29 @@ after their blocks, P2..P5, proposals) with the first that drifts, and a page wi
 
   wnlb compare model.onnx model.fp16.onnx model.int8.onnx --images night/ -o comparison/
   wnlb compare checkpoint.pth model.onnx model.int8.onnx --images pictures/ --annotations a.json -o comparison/
+
+A checkpoint runs eagerly, as its own framework runs it, with the sizes, thresholds and settings of the first file.
 """
-CHECKPOINTS = (".pth", ".pt", ".safetensors")
+FILES = (".onnx", ".engine")  # everything else is a checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="ONNX files; a checkpoint runs eagerly")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="files or engines, and checkpoints as 'wnlb export' takes them"
+    )
     parser.add_argument("--images", required=True, metavar="SOURCE", help="pictures; with --annotations their folder")
-    parser.add_argument("--annotations", type=Path, help="COCO labels; without them the reference is the truth")
-    parser.add_argument("--count", type=int, metavar="N", help="pictures to use (default: all)")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO labels; without them the reference is the truth"
+    )
+    parser.add_argument("--count", type=int, metavar="N", help="pictures to use, evenly taken (default: all)")
     parser.add_argument("--tap-pictures", type=int, default=8, metavar="N", help="for inner tensors (default: 8)")
     parser.add_argument("--show", type=int, default=6, metavar="N", help="pictures on the page (default: 6)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("comparison"), help="folder (default: comparison)")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("comparison"), metavar="DIR", help="default: comparison"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    add_weights_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,9 +61,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     if len(arguments.models) < 2:
         raise WnlbError("one model was given; expected a reference and at least one other")
+    for name, least in (("count", 1), ("tap_pictures", 0), ("show", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise WnlbError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
+    overrides = overrides_of(arguments.overrides)
     make_folder(arguments.output)
     hidden = arguments.json or None
-    predictors = _open(arguments.models)
+    arguments.models = [_found(text, hidden) for text in arguments.models]
+    predictors = _open(arguments, overrides)
     try:
         judge = _judge(arguments, predictors[0], hidden)
         _refuse_overlap(arguments, judge)
@@ -86,11 +102,24 @@ def _bar(total: int, what: str, hidden: bool | None) -> Any:
     return tqdm(total=total, desc=what, unit="picture", disable=hidden, file=sys.stderr, leave=False)
 
 
-def _open(models: list[Path]) -> list[Predictor]:
+def _found(text: str, hidden: bool | None) -> Path:
+    """A model by its path; a checkpoint may have a name or an address, see ``wnlb export``."""
+    if Path(text).suffix.lower() in FILES:
+        return Path(text)
+    from wnlb.export.checkpoints.files.fetched import fetched_checkpoint
+
+    return fetched_checkpoint(text, hidden=hidden).path
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.suffix.lower() not in FILES
+
+
+def _open(arguments: argparse.Namespace, overrides: dict[str, Any]) -> list[Predictor]:
     """A predictor for each model; a checkpoint takes the contract of the first file."""
     from wnlb.runtime.predictor import AT_ONCE, Predictor
 
-    files = [path for path in models if path.suffix.lower() not in CHECKPOINTS]
+    files = [path for path in arguments.models if not _is_checkpoint(path)]
     if not files:
         raise WnlbError("only checkpoints were given; expected an exported file too, which tells size and thresholds")
     opened = {path: Predictor(path, at_once=AT_ONCE) for path in dict.fromkeys(files)}
@@ -100,13 +129,14 @@ def _open(models: list[Path]) -> list[Predictor]:
         if other.class_names != contract.class_names:
             raise WnlbError(f"{path} has other classes than {files[0]}; compare files of one model")
     predictors = []
-    for path in models:
+    for path in arguments.models:
         if path in opened:
             predictors.append(opened[path])
         else:
             from wnlb.export.onnx_file.eager import EagerBackend
 
-            predictors.append(Predictor(EagerBackend(path, contract)))
+            reading = {"weights": arguments.weights, "key_map": arguments.key_map, "overrides": overrides}
+            predictors.append(Predictor(EagerBackend(path, contract, **reading)))
     return predictors
 
 
@@ -163,7 +193,7 @@ def _taps(arguments: argparse.Namespace, judge: Any, hidden: bool | None) -> dic
     from wnlb.runtime.inputs import prepared_inputs
     from wnlb.runtime.onnx_file import read_model
 
-    files = [path for path in arguments.models if path.suffix.lower() not in CHECKPOINTS]
+    files = [path for path in arguments.models if not _is_checkpoint(path)]
     models = [read_model(path) for path in files]
     origin = {contract.checkpoint_sha256 for _, contract in models}
     sizes = {(contract.batches, *contract.input_shapes.items()) for _, contract in models}

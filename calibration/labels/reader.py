@@ -47,6 +47,7 @@ def read_labels(path: Path) -> Labels:
     listed = _Listed(image_ids, category_ids, {image.id: image for image in images})
     annotations = _numbered(entries["annotations"], [_annotation(e, listed) for e in entries["annotations"]], notes)
     _refuse_fractions(path, annotations)
+    _refuse_corners(path, annotations)
     _note_missing_masks(entries["annotations"], annotations, notes)
     annotations = _once(entries["annotations"], annotations, image_ids)
     extra = {key: value for key, value in document.items() if key not in _LISTS}
@@ -260,6 +261,23 @@ def _refuse_fractions(path: Path, annotations: list[Annotation]) -> None:
     if len(boxes) and (boxes[:, :2] + boxes[:, 2:]).max() <= 1 and (boxes % 1).any():
         raise WnlbError(
             f"annotations {path}: every bbox lies within the first pixel, as fractions of the image do; expected pixels"
+        )
+
+
+def _refuse_corners(path: Path, annotations: list[Annotation]) -> None:
+    """Boxes that are corners would be read as sizes, and hardly any would be found."""
+    differ = False
+    for annotation in annotations:
+        own = _box_of(annotation.segmentation) if annotation.segmentation and not annotation.crowd else None
+        if own:
+            x, y, right, low = annotation.bbox
+            if _overlap((x, y, max(right - x, 0), max(low - y, 0)), own) < _SAME_BOX:
+                return
+            differ |= _overlap(annotation.bbox, own) < _SAME_BOX
+    if differ:
+        raise WnlbError(
+            f"annotations {path}: every bbox is x1 y1 x2 y2, as the masks show; expected COCO's x y width height: "
+            "convert them, or leave them out, and those of the masks are taken"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.files import make_folder
+from wnlb.runtime.files import check_output, make_folder
 from wnlb.runtime.table import human_bytes, table
 
 if TYPE_CHECKING:
@@ -41,13 +41,14 @@ again where model and pictures are the same, also after an interrupt), trials.js
 Exit code 1: no choice of groups holds --max-ap-drop; the best one is written nevertheless.
 """
 TRIAL_PICTURES = 32
+INT8_OPTIONS = {"method": "auto", "rest": "fp16", "keep": "", "sensitivity": False}  # and what they are by default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument("model", type=Path, help="an FP32 file of 'wnlb export' or 'wnlb adopt', or another tool's")
-    parser.add_argument("--precision", choices=("fp16", "bf16", "int8"), required=True)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
+    parser.add_argument("--precision", choices=("fp16", "bf16", "int8"), required=True, help="of the file")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the ONNX file to write")
     pictures = parser.add_argument_group("calibration pictures")
     pictures.add_argument(
         "--images",
@@ -55,17 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, glob, video, list (.txt), or 'scenes' for synthetic ones, as fp16 and bf16 have by default",
     )
     pictures.add_argument(
-        "--count", type=int, help="pictures to choose from it (default: 256 for int8, 16 to look for overflow in fp16)"
+        "--count",
+        type=int,
+        metavar="N",
+        help="pictures to choose from it (default: 256 for int8, 16 to look for overflow in fp16)",
     )
     pictures.add_argument(
         "--inputs", type=Path, metavar="PATH", help="of another tool's file, instead: .npz or .npy files of arrays"
     )
-    pictures.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
+    pictures.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice (default: 0)")
     int8 = parser.add_argument_group("INT8")
     int8.add_argument(
         "--method",
         choices=("auto", "max", "entropy", "percentile", "mse"),
-        default="auto",
+        default=INT8_OPTIONS["method"],
         help="how ranges follow from histograms; auto takes what loses least on some pictures (default: auto)",
     )
     int8.add_argument("--rest", choices=("fp16", "fp32"), default="fp16", help="precision beside INT8 (default: fp16)")
@@ -87,7 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="AP",
         help="keep the fewest groups out of INT8 with which box and mask AP drop by at most this, in percent",
     )
-    budget.add_argument("--annotations", type=Path, help="COCO labels; without them agreement with FP32 is measured")
+    budget.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="COCO labels; without them agreement with FP32 is measured"
+    )
     budget.add_argument("--eval-images", type=Path, metavar="DIR", help="their pictures, other than those of --images")
     parser.add_argument("--calibration", type=Path, metavar="DIR", help="default: OUTPUT without .onnx, .calibration")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
@@ -132,13 +138,13 @@ def _is_foreign(path: Path) -> bool:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Whatever can be refused before work begins."""
-    if arguments.output.suffix != ".onnx":
-        raise WnlbError(f"output {arguments.output} has the suffix {arguments.output.suffix!r}; expected .onnx")
-    if not arguments.output.parent.is_dir():
-        raise WnlbError(f"folder {arguments.output.parent} does not exist; create it or choose another output")
-    for name in ("count", "trial_pictures"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise WnlbError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least 1")
+    check_output(arguments.output, ".onnx", arguments.model)
+    for name, default in INT8_OPTIONS.items():
+        if arguments.precision != "int8" and getattr(arguments, name) != default:
+            raise WnlbError(f"--{name} is of INT8, the precision is {arguments.precision}; leave it out")
+    for name, least in (("count", 1), ("trial_pictures", 1), ("seed", 0)):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < least:
+            raise WnlbError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected {least} or more")
 
 
 def _check_pictures(arguments: argparse.Namespace) -> None:
@@ -147,6 +153,8 @@ def _check_pictures(arguments: argparse.Namespace) -> None:
         raise WnlbError("INT8 needs --images, pictures such as the camera sees at night (or 'scenes' to try it)")
     if bool(arguments.annotations) != bool(arguments.eval_images):
         raise WnlbError("--annotations and --eval-images go together: give both, or none to compare with FP32")
+    if arguments.annotations and arguments.precision != "int8" and arguments.max_ap_drop is None:
+        raise WnlbError("--annotations judge a budget; give --max-ap-drop too, or leave them out")
     if arguments.max_ap_drop is not None and not arguments.max_ap_drop >= 0:
         raise WnlbError(f"--max-ap-drop is {arguments.max_ap_drop}; expected 0 or more")
     if arguments.max_ap_drop is not None and arguments.precision == "bf16":

@@ -27,17 +27,19 @@ street without lamps. Scene i is taken at level i of the list, around and around
 With --video videos with known identities instead: objects and a camera that move, hide one another and shine, an
 exposure that changes, and noise of its own in each frame; annotations as in COCO-VID.
 """
+FRAMES, FPS = 48, 12.0  # of a video
+LEVELS = (0.1, 100_000)  # photo-electrons at white: below there is no picture, above no pixel could hold them
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for images/, clean/, annotations.json")
-    parser.add_argument("--count", type=int, help="scenes (default: 100), or videos (default: 10)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of the set")
+    parser.add_argument("--count", type=int, metavar="N", help="scenes (default: 100), or videos (default: 10)")
     parser.add_argument("--video", action="store_true", help="videos with identities, for tracking")
-    parser.add_argument("--frames", type=int, default=48, help="of each video (default: 48)")
-    parser.add_argument("--fps", type=float, default=12.0, help="frames a second of videos (default: 12)")
+    parser.add_argument("--frames", type=int, metavar="N", help=f"of each video (default: {FRAMES})")
+    parser.add_argument("--fps", type=float, metavar="R", help=f"frames a second of videos (default: {FPS:g})")
     parser.add_argument("--size", default="320x320", metavar="HxW", help="pixels (default: 320x320)")
-    parser.add_argument("--seed", type=int, default=0, help="of the series of scenes (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the series of scenes (default: 0)")
     add_camera_arguments(parser)
 
 
@@ -57,9 +59,11 @@ def darkness_levels(text: str) -> list[float]:
         levels = [float(part) for part in text.split(",")]
     except ValueError:
         levels = []
-    if not levels or not all(0 < level < float("inf") for level in levels) or len(set(levels)) < len(levels):
+    names = {f"{level:g}" for level in levels}  # of folders
+    if not levels or not all(LEVELS[0] <= level <= LEVELS[1] for level in levels) or len(names) < len(levels):
         raise WnlbError(
-            f"darkness is {text!r}; expected different numbers of photo-electrons above 0, such as 300,100,30"
+            f"darkness is {text!r}; expected different numbers of photo-electrons from {LEVELS[0]:g} to {LEVELS[1]:g}, "
+            "such as 300,100,30"
         )
     return levels
 
@@ -69,6 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     height, width = parse_size(arguments.size)
     levels = darkness_levels(arguments.darkness)
+    for name in ("frames", "fps"):
+        if getattr(arguments, name) is not None and not arguments.video:
+            raise WnlbError(f"--{name} is of videos; give --video too, or leave it out")
     count = arguments.count if arguments.count is not None else 10 if arguments.video else 100
     (_write_videos if arguments.video else _write_scenes)(arguments, count, height, width, levels)
     return 0
@@ -76,7 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write_scenes(arguments: argparse.Namespace, count: int, height: int, width: int, levels: list[float]) -> None:
     from wnlb.calibration.scenes.contact_sheet import contact_sheet
-    from wnlb.calibration.scenes.dataset import write_png, write_scenes
+    from wnlb.calibration.scenes.dataset import write_scenes
+    from wnlb.calibration.scenes.writing import write_png
 
     options = {"bits": arguments.bits, "workers": arguments.workers}
     with _bar(count, "scene") as bar:
@@ -90,13 +98,14 @@ def _write_videos(arguments: argparse.Namespace, count: int, height: int, width:
     from wnlb.calibration.scenes.video_dataset import write_videos
 
     options = {"bits": arguments.bits, "workers": arguments.workers}
-    length = (arguments.frames, arguments.fps)
+    frames = FRAMES if arguments.frames is None else arguments.frames
+    length = (frames, FPS if arguments.fps is None else arguments.fps)
     with _bar(count, "video") as bar:
         on_done = _counting(bar)
         write_videos(
             arguments.output, count, *length, height, width, levels, arguments.seed, **options, on_done=on_done
         )
-    print(f"{count} videos of {arguments.frames} frames with annotations.json (COCO-VID): {arguments.output}/")
+    print(f"{count} videos of {frames} frames with annotations.json (COCO-VID): {arguments.output}/")
 
 
 def _bar(count: int, unit: str) -> Any:

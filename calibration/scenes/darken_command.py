@@ -20,17 +20,17 @@ Annotations are carried over. For each darkness level E, OUT/E/images and OUT/E/
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("--annotations", type=Path, required=True, help="COCO annotation file")
-    parser.add_argument("--images", type=Path, required=True, help="folder of its pictures")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the dark sets")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    parser.add_argument("--annotations", type=Path, required=True, metavar="FILE", help="COCO labels")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of their pictures")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder for the dark sets")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
     add_camera_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from wnlb.calibration.labels.pictures import LabelledPictures
     from wnlb.calibration.labels.reader import read_labels
-    from wnlb.calibration.scenes.dataset import write_darkened
+    from wnlb.calibration.scenes.darkened_dataset import write_darkened
 
     levels, labels = darkness_levels(arguments.darkness), read_labels(arguments.annotations)
     pictures, count = LabelledPictures(labels, arguments.images), len(labels.images)

@@ -17,6 +17,7 @@ from wnlb.calibration.scenes.shapes import CLASSES, Drawing, Part, draw_object
 from wnlb.runtime.darkness import linear_from_srgb
 from wnlb.runtime.errors import WnlbError
 
+MAX_SIDE = 8192  # pixels
 _SHIFT = 4  # fractional bits of OpenCV's drawing coordinates
 _MIN_VISIBLE = 0.3  # an object that is hidden further than this is not drawn
 _MIN_PIXELS = 90
@@ -46,15 +47,22 @@ def make_scene(seed: int, index: int, height: int = 320, width: int = 320) -> Sc
 
     Args:
         seed, index: whole numbers from 0 up; scenes of one series are independent of one another.
-        height, width: pixels, from 64 up.
+        height, width: pixels, from 64 to ``MAX_SIDE``.
     """
-    if min(height, width) < 64 or min(seed, index) < 0:
-        raise WnlbError(f"scene {index} of seed {seed} at {height}x{width}; expected sizes from 64 and numbers from 0")
+    check_scene(seed, index, height, width)
     rng = np.random.default_rng([seed, index])
     canvas = Canvas(rng, height, width)
     canvas.draw_background()
     canvas.draw_objects()
     return canvas.finish()
+
+
+def check_scene(seed: int, index: int, height: int, width: int) -> None:
+    """Raise WnlbError for numbers of which no scene can be made."""
+    if not (min(height, width) >= 64 and max(height, width) <= MAX_SIDE) or min(seed, index) < 0:
+        raise WnlbError(
+            f"scene {index} of seed {seed} at {height}x{width}; expected sizes from 64 to {MAX_SIDE} and numbers from 0"
+        )
 
 
 class Canvas:

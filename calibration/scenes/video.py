@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.calibration.scenes.camera import Camera, expose
-from wnlb.calibration.scenes.scene import HEIGHTS, Bgr, Canvas, Scene, SceneObject
+from wnlb.calibration.scenes.scene import HEIGHTS, Bgr, Canvas, Scene, SceneObject, check_scene
 from wnlb.calibration.scenes.shapes import CLASSES, Drawing, draw_object
 from wnlb.runtime.darkness import linear_from_srgb
 from wnlb.runtime.errors import WnlbError
@@ -64,10 +64,11 @@ class NightVideo:
     """
 
     def __init__(self, seed: int, index: int, frames: int, fps: float, height: int, width: int, camera: Camera) -> None:
-        if min(height, width) < 64 or min(seed, index) < 0 or frames < 1 or not 0.5 <= fps <= 240:
+        check_scene(seed, index, height, width)
+        if frames < 1 or not 0.5 <= fps <= 240:
             raise WnlbError(
-                f"video {index} of seed {seed}, {frames} frames of {height}x{width} at {fps:g} a second; expected "
-                "sizes from 64, numbers from 0, one frame or more, and 0.5 to 240 a second"
+                f"video {index} of {frames} frames at {fps:g} a second; expected one frame or more, and 0.5 to 240 a "
+                "second"
             )
         self.frames, self.fps, self.height, self.width, self._camera = frames, fps, height, width, camera
         self._numbers = (seed, index, _SERIES)

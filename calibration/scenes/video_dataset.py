@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 
 from wnlb.calibration.scenes.camera import Camera
-from wnlb.calibration.scenes.dataset import in_order, mask_entry, write_json, write_png
-from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.calibration.scenes.video import NightVideo
-from wnlb.runtime.errors import WnlbError
+from wnlb.calibration.scenes.writing import (
+    Progress,
+    cameras_of,
+    in_order,
+    mask_entry,
+    refuse_others,
+    write_labels,
+    write_png,
+)
 from wnlb.runtime.files import make_folder
 from wnlb.runtime.live.video_file import VideoFile
 
@@ -32,7 +38,7 @@ def write_videos(
     *,
     bits: int = 8,
     workers: int = 0,
-    on_done: Callable[[int], None] = lambda done: None,
+    on_done: Progress = lambda done: None,
 ) -> None:
     """Write ``images/VIDEO/FRAME.png``, ``videos/VIDEO.mp4`` and ``annotations.json``.
 
@@ -47,13 +53,12 @@ def write_videos(
         on_done: called with the number of videos written so far.
 
     Raises:
-        WnlbError: an argument makes no sense, or the folder cannot be written.
+        WnlbError: an argument makes no sense, or the folder cannot be written or holds other files.
     """
-    if count < 1 or not darkness:
-        raise WnlbError(f"{count} videos at {len(darkness)} darkness levels; expected at least one of each")
-    cameras = [Camera(level, bits=bits) for level in darkness]
-    for i in range(count):  # before the first folder
-        NightVideo(seed, i, frames, fps, height, width, cameras[0])
+    cameras = cameras_of(darkness, bits, count, "videos")
+    NightVideo(seed, 0, frames, fps, height, width, cameras[0])  # before the first folder
+    refuse_others(output / "images", {_frame_name(i, number) for i in range(count) for number in range(frames)})
+    refuse_others(output / "videos", {f"{_name(i)}.mp4" for i in range(count)})
     for i in range(count):
         make_folder(output / "images" / _name(i))
     make_folder(output / "videos")
@@ -70,14 +75,16 @@ def write_videos(
         {"id": i + 1, "name": _name(i), **size, "darkness": cameras[i % len(cameras)].electrons_at_white}
         for i in range(count)
     ]
-    info = {"description": "night videos", "seed": seed, "darkness": list(darkness)}
-    categories = [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)]
-    document = {"info": info, "videos": videos, "images": images, "categories": categories, "annotations": annotations}
-    write_json(output / "annotations.json", document)
+    lists = {"videos": videos, "images": images, "annotations": annotations}
+    write_labels(output / "annotations.json", "night videos", seed, darkness, **lists)
 
 
 def _name(index: int) -> str:
     return f"{index:06d}"
+
+
+def _frame_name(index: int, number: int) -> str:
+    return f"{_name(index)}/{number:06d}.png"
 
 
 def _write_video(
@@ -89,7 +96,7 @@ def _write_video(
     images, annotations = [], []
     for number in range(frames):
         frame = video.frame(number)
-        name = f"{_name(index)}/{number:06d}.png"
+        name = _frame_name(index, number)
         write_png(output / "images" / name, frame.picture)
         shown = frame.picture if frame.picture.dtype == np.uint8 else (frame.picture >> 8).astype(np.uint8)
         film.write(np.ascontiguousarray(shown[..., ::-1]))

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from wnlb.export.arguments import parse_batches, parse_bytes, parse_setting
-from wnlb.export.options import ExportOptions
-from wnlb.runtime.contract import INTERPOLATIONS, RESIZES, TARGETS
+from wnlb.export.arguments import (
+    add_file_arguments,
+    add_frame_arguments,
+    add_graph_arguments,
+    options_of,
+    overrides_of,
+)
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.files import sha256_of
+from wnlb.runtime.files import check_output, sha256_of
 from wnlb.runtime.geometry import parse_size
 from wnlb.runtime.table import human_bytes, table
 from wnlb.runtime.text_file import read_names
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from wnlb.export.adopt.adopt_onnx import AdoptReport
     from wnlb.export.adopt.families.foreign import ForeignFile
     from wnlb.export.graph.attention import AttentionPlan
+    from wnlb.export.options import ExportOptions
 
 _DESCRIPTION = """\
 Take a YOLOv8-seg or YOLO11-seg file that ultralytics exported, or a SOLOv2 file with the outputs of its head, with or
@@ -51,12 +56,12 @@ tell (mean, thresholds, Matrix NMS) comes from --config or --set, and is mmdetec
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument("model", type=Path, help="an ONNX file of another tool")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the ONNX file to write")
-    parser.add_argument(
-        "--size", metavar="HxW", help="input size in pixels, multiples of 32, where the file leaves it open"
+    add_file_arguments(
+        parser,
+        size="input size in pixels, multiples of 32, where the file leaves it open",
+        size_required=False,
+        classes=", where the file does not tell them",
     )
-    names = "class names, where the file does not tell them: one a line, a JSON list, or COCO's annotations"
-    parser.add_argument("--classes", type=Path, metavar="FILE", help=names)
     told = parser.add_argument_group("what a SOLOv2 file does not tell")
     told.add_argument(
         "--config",
@@ -73,48 +78,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one of its entries: channel_order=bgr, mean=[103.5,116.3,123.7], std=[1,1,1], scale=[600,400], "
         "cell_threshold=0.1, nms_candidates=500, nms_sigma=2, cell_strides=[8,8,16,32,32], grids=[40,36,24,16,12]",
     )
-    graph = parser.add_argument_group("graph")
-    defaults = {field.name: field.default for field in dataclasses.fields(ExportOptions)}
-    graph.add_argument(
-        "--target",
-        choices=TARGETS,
-        default="gpu",
-        help="gpu, for engines and FP16 or INT8; or cpu, for ONNX Runtime without a GPU (default: gpu)",
+    add_graph_arguments(
+        parser,
+        masks=("frame", "none"),
+        masks_default="frame, a quarter of the input's height and width",
+        detections="300; SOLOv2: 100",
+        score_threshold="0.25; SOLOv2: 0.05",
+        nms_threshold="0.7; SOLOv2 has none",
+        candidates="anchors that enter NMS, or (cell, class) pairs of SOLOv2, the best ones",
     )
-    graph.add_argument("--batch", metavar="N", help="frames per run; A-B for any number of them (default: 1)")
-    graph.add_argument("--masks", choices=("frame", "none"), default="frame", help="none: boxes only (default: frame)")
-    graph.add_argument("--detections", type=int, metavar="N", help="rows of the outputs (default: 300; SOLOv2: 100)")
-    graph.add_argument("--score-threshold", type=float, metavar="S", help="default: 0.25; SOLOv2: 0.05")
-    graph.add_argument("--nms-threshold", type=float, metavar="IOU", help="of YOLO (default: 0.7)")
-    for name, what in (
-        ("candidates", "anchors that enter NMS, or (cell, class) pairs, the best ones"),
-        ("nms_rounds", "of YOLO, longest chain of overlapping boxes that NMS resolves"),
-    ):
-        option = f"--{name.replace('_', '-')}"
-        graph.add_argument(option, type=int, default=defaults[name], metavar="N", help=f"{what} (default: %(default)s)")
-    graph.add_argument(
-        "--attention",
-        default="standard",
-        metavar="FORM",
-        help="of blocks that are found: standard operators, one node of our TensorRT plugin each (plugin), or the "
-        "plugin where the standard form would be cut into chunks (auto); also per level: c2=plugin (default: standard)",
-    )
-    graph.add_argument(
-        "--attention-memory",
-        metavar="SIZE",
-        help="most that a piece of an attention matrix may take (default: 256MiB; 32MiB for --target cpu)",
-    )
-    frames = parser.add_argument_group("frames")
-    frames.add_argument("--resize", choices=RESIZES, help="fit: keep the aspect ratio and pad; stretch (default: fit)")
-    frames.add_argument("--interpolation", choices=INTERPOLATIONS, help="default: bilinear, as they are trained")
-    parser.add_argument("--json", action="store_true", help="print plan and verification as JSON")
+    add_frame_arguments(parser, resize="fit", interpolation="bilinear, as they are trained")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not arguments.output.parent.is_dir():
-        raise WnlbError(f"folder {arguments.output.parent} does not exist; create it or choose another output")
-    if arguments.output.suffix != ".onnx":
-        raise WnlbError(f"output {arguments.output} has the suffix {arguments.output.suffix!r}; expected .onnx")
+    check_output(arguments.output, ".onnx", arguments.model)
     names = read_names(arguments.classes) if arguments.classes else ()
     bar = tqdm(
         total=None, file=sys.stderr, disable=arguments.json or None, leave=False, bar_format="{desc} [{elapsed}]"
@@ -125,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         from wnlb.export.adopt.recognise import recognised
 
         bar.set_description_str(f"read {arguments.model.name}")
-        overrides = dict(map(parse_setting, arguments.overrides))
+        overrides = overrides_of(arguments.overrides)
         file = recognised(arguments.model, names, arguments.config, overrides)
         options = _options(arguments, file)
 
@@ -160,24 +137,7 @@ def _options(arguments: argparse.Namespace, file: ForeignFile) -> ExportOptions:
             f"{arguments.model} is of {file.height}x{file.width} pixels, --size is {height}x{width}; export it for "
             "that size, or with dynamic=True"
         )
-    min_batch, batch = parse_batches(arguments.batch) if arguments.batch else (None, 1)
-    return ExportOptions(
-        height=height,
-        width=width,
-        batch=batch,
-        min_batch=min_batch,
-        detections=arguments.detections,
-        score_threshold=arguments.score_threshold,
-        nms_threshold=arguments.nms_threshold,
-        candidates=arguments.candidates,
-        nms_rounds=arguments.nms_rounds,
-        masks=arguments.masks,
-        attention=arguments.attention,
-        attention_memory=parse_bytes(arguments.attention_memory) if arguments.attention_memory else None,
-        target=arguments.target,
-        resize=arguments.resize,
-        interpolation=arguments.interpolation,
-    )
+    return options_of(arguments, height, width)
 
 
 def _plan_text(path: Path, file: ForeignFile, plans: list[AttentionPlan], options: ExportOptions) -> str:

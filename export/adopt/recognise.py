@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from wnlb.export.adopt.families.yolo_file import read_yolo
 from wnlb.runtime.contract import METADATA_KEY
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnx_file import read_onnx
+
+_CHECKPOINT = rb"PK\x03\x04|\x80[\x02-\x05]"  # how what PyTorch and pickle write begins
 
 
 def recognised(
@@ -30,6 +33,13 @@ def recognised(
     Raises:
         WnlbError: it is not there, ours already, or of no family that is known; says what was found and expected.
     """
+    if path.is_file():
+        with open(path, "rb") as opened:
+            if re.match(_CHECKPOINT, opened.read(4)):
+                raise WnlbError(
+                    f"{path} is a checkpoint; expected an ONNX file: where it was trained, 'yolo export "
+                    f"model={path.name} format=onnx' (checkpoints of Mask R-CNN and SOLOv2 go through 'wnlb export')"
+                )
     model = read_onnx(path)
     if any(entry.key == METADATA_KEY for entry in model.metadata_props):
         raise WnlbError(f"{path} is a file of ours already: it has a contract; use it as it is")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from wnlb.export.checkpoints.frameworks import SETTINGS, TYPES, own_names, recog
 from wnlb.export.checkpoints.names.dialect import infer_config, unwrapped
 from wnlb.export.checkpoints.solov2_network import solov2_of
 from wnlb.export.checkpoints.weights import chosen, weight_sets
+from wnlb.export.coco_names import numbered_coco_names
 from wnlb.export.model import ModelConfig, model_from_config
 from wnlb.export.solov2 import Solov2
 from wnlb.runtime.conventions import MASK_RCNN, MaskRcnnConventions
@@ -145,13 +147,17 @@ def read_checkpoint(
             settings = settings_for(framework, container.content, source, trained_with, _told(known, framework))
             model, config = _network_of(settings, state, known, source)
             floats = {name: value.float() for name, value in own_names(state, framework).items()}
-            return LoadedCheckpoint(model, config, taken.name, others, (), Origin(floats, settings))
+            hints = _name_hints(config)
+            return LoadedCheckpoint(model, config, taken.name, others, hints, Origin(floats, settings))
         if trained_with:
             raise CheckpointError(f"checkpoint {path} is torchvision's; --config is for mmdetection and detectron2")
         state = torchvision_state(state, framework, TORCHVISION, source)
         config = infer_config(state, known)
+        if not config.class_names and config.num_classes == 1 + len(numbered := numbered_coco_names()):
+            config = dataclasses.replace(config, class_names=numbered)
         model = filled(lambda: model_from_config(config), state, source, "Mask R-CNN")
-    return LoadedCheckpoint(model.eval(), config, taken.name, others, _hints(config, known))
+    hints = (*_norm_hints(config, known), *_name_hints(config))
+    return LoadedCheckpoint(model.eval(), config, taken.name, others, hints)
 
 
 def _network_of(
@@ -177,13 +183,19 @@ def _told(overrides: Mapping[str, Any], framework: str) -> dict[str, Any]:
     return {**told, "block_mode": overrides["mode"]} if "mode" in overrides else told
 
 
-def _hints(config: ModelConfig, known: Mapping[str, Any]) -> tuple[str, ...]:
+def _norm_hints(config: ModelConfig, known: Mapping[str, Any]) -> tuple[str, ...]:
     if config.norm == "batch" or "norm_eps" in known:
         return ()
     return (
         "its batch norm is frozen (no num_batches_tracked), and weights do not tell its eps: 1e-05 was taken, "
         "torchvision's default; what was fine-tuned from torchvision's COCO weights needs --set norm_eps=0",
     )
+
+
+def _name_hints(config: BackboneConfig) -> tuple[str, ...]:
+    if config.class_names:
+        return ()
+    return ("nothing tells the names of its classes: they are called class 1, class 2 ...; give them with --classes",)
 
 
 def save_checkpoint(model: MaskRCNN, config: ModelConfig, path: Path | str, dtype: torch.dtype | None = None) -> None:

@@ -137,6 +137,8 @@ def _no_weights(content: Any, source: str) -> str:
     for value in [content, *content.values()] if isinstance(content, dict) else content:
         if isinstance(value, Inert) and isinstance(value.state, dict) and "_modules" in value.state:
             held = f"a whole model of type {value.name}, which only running its code could load"
+            if value.name.startswith("ultralytics."):
+                advice = "where it was trained: 'yolo export model=... format=onnx', then 'wnlb adopt' of that file"
             return f"checkpoint {source} holds {held}; {advice}"
     names = list(content)[:8] if isinstance(content, dict) else map(_kind, content[:8])
     listed = ", ".join(map(str, names)) or "nothing"

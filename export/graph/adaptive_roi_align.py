@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from wnlb.export.graph.level_roi_align import LevelRoIAlign
+from wnlb.export.graph.plane_roi_align import PlaneRoIAlign
 from wnlb.export.graph.static_ops import AtlasLayout, AtlasRoIAlign
 
 Buckets = Sequence[tuple[int, int]]  # (RoIs, cells per bin), those of most cells first
@@ -214,8 +214,8 @@ class CellRoIAlign(nn.Module):
         return torch.minimum(position.clamp(min=0), size - 1), weight / samples.clamp(min=1)
 
 
-Pool = AtlasRoIAlign | LevelRoIAlign | NodeRoIAlign | CellRoIAlign
-Maps = Tensor | Sequence[Tensor]  # what they pool from: an atlas, or levels for those of RoiAlign nodes
+Pool = AtlasRoIAlign | PlaneRoIAlign | NodeRoIAlign | CellRoIAlign
+Maps = Tensor | Sequence[Tensor]  # what they pool from: an atlas, planes, or levels
 
 
 def most_cells(layout: AtlasLayout, scales: Sequence[float], side: int, area_thresholds: Sequence[float]) -> int:

@@ -24,9 +24,9 @@ from wnlb.export.graph.adaptive_roi_align import (
     most_cells,
 )
 from wnlb.export.graph.anchors import pyramid_anchors
-from wnlb.export.graph.level_roi_align import LevelRoIAlign, in_order
 from wnlb.export.graph.mask_branch import MaskBranch, RowsMaskBranch
 from wnlb.export.graph.node_nms import NodeNMS
+from wnlb.export.graph.plane_roi_align import PlaneRoIAlign
 from wnlb.export.graph.pyramid import PyramidGraph
 from wnlb.export.graph.static_ops import (
     AtlasLayout,
@@ -37,6 +37,7 @@ from wnlb.export.graph.static_ops import (
     large_enough,
     take_rows,
 )
+from wnlb.export.graph.winograd_maps import TiledRpnHead, can_tile_head
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.conventions import TORCHVISION, MaskRcnnConventions
 from wnlb.runtime.errors import GraphError
@@ -80,7 +81,9 @@ class ProposalStage(nn.Module):
         rpn = model.rpn
         if rpn.score_thresh != 0.0:
             raise GraphError(f"the RPN has a score threshold of {rpn.score_thresh}; expected 0, torchvision's default")
-        self.head, self.min_side = rpn.head, conventions.proposal_side
+        tiled = options.target == "cpu" and can_tile_head(rpn.head, shapes)
+        self.head = TiledRpnHead(rpn.head, shapes) if tiled else rpn.head
+        self.min_side = conventions.proposal_side
         self.scores_first = conventions.scores_first
         self.weights, self.log_scales = rpn.box_coder.weights, _log_scales(rpn.box_coder, conventions)
         self.nms = _nms(rpn.nms_thresh, options)
@@ -150,7 +153,7 @@ class DetectionStage(nn.Module):
             atlas = _atlas_roi_align(of_model, self.layout, scales)
             if options.target == "cpu":
                 thresholds = atlas.area_thresholds.tolist()
-                return LevelRoIAlign(scales, atlas.output_size, atlas.sampling_ratio, thresholds)
+                return PlaneRoIAlign(self.layout, scales, atlas.output_size, atlas.sampling_ratio, thresholds)
             return atlas
 
         self.box_pool = pool(heads.box_roi_pool, proposals)
@@ -198,19 +201,17 @@ class DetectionStage(nn.Module):
         return boxes, scores, labels.gather(1, index) * found, found
 
     def maps(self, levels: list[Tensor]) -> Maps:
-        """What RoIs are pooled from, of P2 .. P5 ``[N, C, h, w]``: themselves, or their atlas."""
-        return levels if isinstance(self.box_pool, (NodeRoIAlign, LevelRoIAlign)) else self.layout.build(levels)
+        """What RoIs are pooled from, of P2 .. P5 ``[N, C, h, w]``: themselves, their planes, or their atlas."""
+        if isinstance(self.box_pool, PlaneRoIAlign):
+            return self.box_pool.planes(levels)
+        return levels if isinstance(self.box_pool, NodeRoIAlign) else self.layout.build(levels)
 
     def ranked(
         self, maps: Maps, proposals: Tensor, valid: Tensor, limit: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What enters NMS, the K best (proposal, class) pairs: boxes ``[N, K, 4]``, scores, labels, validity."""
         batch, rois = proposals.shape[:2]
-        if isinstance(self.box_pool, LevelRoIAlign):  # ordered anew only when little is left of each row
-            pooled, order = self.box_pool(maps, proposals)
-            logits, deltas = (in_order(t, order) for t in self.box_predictor(self.box_head(pooled)))
-        else:
-            logits, deltas = self.box_predictor(self.box_head(self.box_pool(maps, proposals)))
+        logits, deltas = self.box_predictor(self.box_head(self.box_pool(maps, proposals)))
         classes = logits.shape[1]
         scores = logits.softmax(1).reshape(batch, rois, classes)[..., 1:] * valid.unsqueeze(-1)
         best, index = scores.flatten(1).topk(min(self.candidates, rois * (classes - 1)), 1)

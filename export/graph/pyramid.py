@@ -12,6 +12,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from wnlb.export.backbone import blocks_by_level
 from wnlb.export.graph.attention import AttentionPlan, DeployedBlock, fold_batch_norm, plan_attention
+from wnlb.export.graph.winograd_maps import tile_outputs
 from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import WnlbError
 
@@ -66,6 +67,8 @@ class PyramidGraph(NormalisedFrames):
         _fold_batch_norms(backbone)
         self.shapes = pyramid_shapes(options.height, options.width)
         self.body, self.fpn = backbone.body, backbone.fpn
+        if options.target == "cpu":
+            tile_outputs(self.fpn, self.shapes)
 
     def pyramid(self, image: Tensor, content: Tensor) -> tuple[list[Tensor], Tensor]:
         """P2 .. P6 of the frames, and what ``limits`` gives for them."""

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from wnlb.runtime.errors import GraphError
 
-_TILE = 5  # outputs of a tile along an axis
+TILE = 5  # outputs of a tile along an axis
 # Where the polynomials of input and kernel are multiplied, and at infinity. These err the least in float32 among those
 # tried: 4e-6 of the maps' spread after four layers of 256 channels, the convolution itself 4e-7.
 _POINTS = tuple(Fraction(*p) for p in ((1, 4), (-1, 4), (4, 5), (-4, 5), (2, 1), (-2, 1)))
 _TAPS = 3
+POINTS = len(_POINTS) + 1  # of a tile along an axis, that at infinity too
 
 
 class Transforms(NamedTuple):
@@ -40,18 +41,18 @@ class Transforms(NamedTuple):
 
 def transforms(side: int) -> Transforms:
     """For maps of ``side`` x ``side``. A tile reads one pixel of each neighbour; beyond the map there are zeros."""
-    points, tiles = len(_POINTS) + 1, -(-side // _TILE)
-    into, back = np.zeros((points, tiles, side + 2 * _TILE)), np.zeros((side + 2 * _TILE, points, tiles))
-    of_input, of_kernel, of_output = _minimal_filtering()
+    points, tiles = POINTS, -(-side // TILE)
+    into, back = np.zeros((points, tiles, side + 2 * TILE)), np.zeros((side + 2 * TILE, points, tiles))
+    of_input, of_kernel, of_output = minimal_filtering()
     for tile in range(tiles):  # in a map with one pixel before it
-        first = tile * _TILE
+        first = tile * TILE
         into[:, tile, first : first + points] = of_input
-        back[first : first + _TILE, :, tile] = of_output
+        back[first : first + TILE, :, tile] = of_output
     return Transforms(into[..., 1 : side + 1].reshape(-1, side), of_kernel, back[:side].reshape(side, -1))
 
 
-def _minimal_filtering() -> tuple[NDArray, NDArray, NDArray]:
-    """Lavin and Gray's B^T ``[P, P]``, G ``[P, 3]`` and A^T ``[5, P]``: y = A^T (G w * B^T x), correlation.
+def minimal_filtering() -> tuple[NDArray, NDArray, NDArray]:
+    """Lavin and Gray's B^T ``[P, P]``, G ``[P, 3]`` and A^T ``[5, P]``: y = A^T (G w * B^T x), correlation; P = 7.
 
     Toom and Cook's product of polynomials by their values at P - 1 points and at infinity, transposed: A and G take
     those values, and B^T has the coefficients of the polynomials that are zero at all points but one.
@@ -60,8 +61,8 @@ def _minimal_filtering() -> tuple[NDArray, NDArray, NDArray]:
     scales = [math.prod((point - p for p in _POINTS if p != point), start=Fraction(1)) for point in _POINTS]
     of_input = [[*row, Fraction(0)] for row in rows] + [_with_roots(_POINTS)]
     of_kernel = [[point**k / scale for k in range(_TAPS)] for point, scale in zip(_POINTS, scales, strict=True)]
-    of_output = [[point**k for k in range(_TILE)] for point in _POINTS]
-    at_infinity = [[Fraction(k == size - 1) for k in range(size)] for size in (_TAPS, _TILE)]
+    of_output = [[point**k for k in range(TILE)] for point in _POINTS]
+    at_infinity = [[Fraction(k == size - 1) for k in range(size)] for size in (_TAPS, TILE)]
     matrices = of_input, [*of_kernel, at_infinity[0]], [*of_output, at_infinity[1]]
     inputs, kernel, output = (np.array(matrix, np.float64) for matrix in matrices)
     return inputs, kernel, output.T
@@ -113,7 +114,7 @@ class WinogradConvolutions(nn.Module):
         In views R is the -1, so that the file's constants do not hold it.
         """
         side, channels, out = self.side, x.shape[2], taps.shape[2]
-        points, lines = len(_POINTS) + 1, self.into.shape[0]  # P and P * T
+        points, lines = POINTS, self.into.shape[0]  # P and P * T
         weight = (self.kernel @ taps.flatten(1)).view(points, 1, points, channels, out)
         values = self.into @ (self.into @ x.view(side, -1)).view(lines, side, -1)  # [P * T, P * T, R * C_in]
         products = values.view(points, lines // points, points, -1, channels) @ weight  # [P, T, P, T * R, C_out]
@@ -129,7 +130,7 @@ def plain_convolutions(layers: Any) -> list[nn.Conv2d]:
     modules = [module for module in layers.modules() if not list(module.children())]
     convolutions, activations = modules[::2], modules[1::2]
     fits = len(convolutions) == len(activations) and all(isinstance(m, nn.ReLU) for m in activations)
-    if not fits or not all(_is_plain(m) for m in convolutions):
+    if not fits or not all(is_plain(m) for m in convolutions):
         raise GraphError(
             "the mask head is more than 3 x 3 convolutions with bias and ReLU; a file for the target cpu needs that: "
             "export with --target gpu"
@@ -137,7 +138,8 @@ def plain_convolutions(layers: Any) -> list[nn.Conv2d]:
     return [m for m in convolutions if isinstance(m, nn.Conv2d)]
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
+    """Whether it is a 3 x 3 convolution of all channels with stride 1, padding 1 and a bias."""
     same = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
     has_bias = isinstance(module, nn.Conv2d) and module.bias is not None
     return has_bias and all(getattr(module, name) == value for name, value in same.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,29 @@ class EagerBackend:
         checkpoint: weights, as ``read_checkpoint`` reads them.
         contract: of a file exported from them; size, preparation, thresholds and counts are taken from it, and which
             weights of several.
+        weights, key_map, overrides: as ``read_checkpoint`` takes them; before what the contract tells.
     """
 
     takes_device_arrays = False
     at_once = 1
 
-    def __init__(self, checkpoint: Path, contract: Contract) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        contract: Contract,
+        *,
+        weights: str | None = None,
+        key_map: Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
         same = checkpoint_sha256(checkpoint) == contract.checkpoint_sha256
-        settings = {"image_mean": contract.mean, "image_std": contract.std, **contract.checkpoint_settings}
-        weights = contract.checkpoint_weights if same else ""
-        read = read_checkpoint(checkpoint, overrides=settings, weights=weights or None)
+        told = {"image_mean": contract.mean, "image_std": contract.std, **contract.checkpoint_settings}
+        read = read_checkpoint(
+            checkpoint,
+            key_map=key_map,
+            overrides={**told, **(overrides or {})},
+            weights=weights or (contract.checkpoint_weights if same else "") or None,
+        )
         self.eager, config = Eager(read.model, read.origin), read.config
         if self.eager.framework != contract.framework:
             raise WnlbError(

@@ -175,9 +175,23 @@ def make_contract(
         attention={plan.level: f"{plan.mode}/{plan.form}" for plan in graph.plans},
         opset=OPSET,
         tool_version=importlib.metadata.version("wnlb-deploy"),
-        checkpoint_settings=settings.told() if origin else {},
+        checkpoint_settings=settings.told() if origin else _untold(model),
         **own,
     )
+
+
+def _untold(model: MaskRCNN | Solov2) -> dict[str, Any]:
+    """What a torchvision model computes with and its weights do not tell: fields of ``ModelConfig``."""
+    if isinstance(model, Solov2):
+        return {}
+    generator: Any = model.rpn.anchor_generator
+    dot = any(block.mode == "dot" for _, _, block in blocks_by_level(model))  # which has the weights of "embedded"
+    return {
+        "norm_eps": model.backbone.body.bn1.eps,
+        "anchor_sizes": [list(sizes) for sizes in generator.sizes],
+        "aspect_ratios": [list(ratios) for ratios in generator.aspect_ratios],
+        **({"mode": "dot"} if dot else {}),
+    }
 
 
 _Own = tuple[dict[str, Any], int, Sequence[float], Sequence[float]]  # entries; classes; mean and std of RGB in 0..1

@@ -23,14 +23,13 @@ FOREIGN_OPERATORS = frozenset("ArgMax ConvTranspose InstanceNormalization Reduce
 # In files for a CPU alone. TensorRT-RTX needs a GPU to parse RoiAlign.
 CPU_OPERATORS = frozenset(
     (
-        *("CumSum", "NonMaxSuppression", "NonZero", "Range", "ReduceMax", "RoiAlign"),
+        *("CumSum", "NonMaxSuppression", "Range", "ReduceMax", "RoiAlign"),
         *("ScatterElements", "ScatterND", "Shape"),
         f"{RUNTIME_DOMAIN}.{RUNTIME_OP}",
     )
 )
-# The nodes of these files whose outputs may have a size that depends on data: as many rows as boxes are found, kept or
-# of a level.
-CPU_ROWS = ("detect.box_pool", "detect.found", "detect.mask", "detect.nms", "rpn.nms")
+# The nodes of these files whose outputs may have a size that depends on data: as many rows as boxes are found or kept.
+CPU_ROWS = ("detect.found", "detect.mask", "detect.nms", "rpn.nms")
 # Of these those whose outputs may have it twice: every mask with every other.
 CPU_SQUARES = ("detect.found.nms",)
 # In files whose batch is open, for the numbers of their images.
@@ -46,7 +45,7 @@ def lint(model: onnx.ModelProto, contract: Contract) -> None:
     ``FOREIGN_OPERATORS`` in a network that is no Mask R-CNN, of ``CPU_OPERATORS`` in a file for a CPU, of
     ``BATCH_OPERATORS`` where the batch is open, of ``QUANTIZERS`` in an INT8 file), without subgraphs; no functions but
     the bodies of the plugin nodes that the contract tells of, which keep the same rules; every shape known once the
-    batch is, but for one size of each tensor of NMS, RoIAlign and masks in a file for a CPU (in Matrix NMS two); TopK
+    batch is, but for one size of each tensor of NMS and masks in a file for a CPU (in Matrix NMS two); TopK
     within
     TensorRT's limit; inputs go straight into Cast.
     """

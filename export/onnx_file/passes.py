@@ -83,17 +83,13 @@ def name_by_module(model: onnx.ModelProto) -> bool:
 def name_rows(model: onnx.ModelProto) -> bool:
     """Name the sizes that depend on data ``rows0``, ``rows1``, ...; PyTorch's exporter calls them u0, u1, ...
 
-    What NonMaxSuppression and NonZero give is no tensor of PyTorch's and has no name: those are ``rows100``, ...
+    What NonMaxSuppression gives is no tensor of PyTorch's and has no name: those are ``rows100``, ...
     """
     before = _but_weights(model.graph)
-    kept = [node for node in model.graph.node if node.op_type in ("NonMaxSuppression", "NonZero")]
+    kept = [node for node in model.graph.node if node.op_type == "NonMaxSuppression"]
     known = {value.name for value in model.graph.value_info}
     model.graph.value_info.extend(
-        helper.make_tensor_value_info(
-            node.output[0],
-            onnx.TensorProto.INT64,
-            [1, f"rows{number}"] if node.op_type == "NonZero" else [f"rows{number}", 3],
-        )
+        helper.make_tensor_value_info(node.output[0], onnx.TensorProto.INT64, [f"rows{number}", 3])
         for number, node in enumerate(kept, 100)
         if node.output[0] not in known
     )

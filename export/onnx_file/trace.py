@@ -12,7 +12,6 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from wnlb.export.graph.level_roi_align import onnx_roi_align_by_level
 from wnlb.export.graph.node_nms import onnx_suppress
 from wnlb.export.onnx_file.onnx_program import onnx_program
 from wnlb.export.onnx_file.passes import simplify
@@ -22,7 +21,6 @@ from wnlb.runtime.errors import GraphError
 OPSET = 18
 _TRANSLATIONS: dict[Callable, Callable] = {
     torch.ops.wnlb.suppress.default: onnx_suppress,
-    torch.ops.wnlb.roi_align_by_level.default: onnx_roi_align_by_level,
 }
 
 

@@ -23,6 +23,7 @@ from wnlb.runtime.deepstream.configuration import (
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import atomic_path, make_folder
 from wnlb.runtime.inputs import geometry_of
+from wnlb.runtime.served_model import file_of
 
 if TYPE_CHECKING:
     from wnlb.runtime.contract import Contract
@@ -42,13 +43,15 @@ other commands do. DeepStream itself has not been run with it; parser, file and 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", type=Path, help="an ONNX file of 'wnlb export' (for a GPU) or 'wnlb convert'")
+    parser.add_argument("model", type=file_of, help="an ONNX file of 'wnlb export' (for a GPU) or 'wnlb convert'")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="made where it is not there")
     parser.add_argument("--frame", required=True, metavar="HxW", help="of the cameras, pixels: 1080x1920")
     parser.add_argument(
         "--cameras", type=int, default=1, metavar="N", help="that are batched; at most the file's batch (default: 1)"
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="(default: 0.5)")
+    parser.add_argument(
+        "--score-threshold", type=float, default=0.5, metavar="S", help="leave out detections below S (default: 0.5)"
+    )
     parser.add_argument(
         "--source",
         default="file:///opt/nvidia/deepstream/deepstream/samples/streams/sample_1080p_h264.mp4",

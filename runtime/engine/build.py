@@ -98,30 +98,14 @@ def build_engine(
     _check_options(options, library)
     gpu = _gpu(library)
     plugin = _choose_attention(model, library, options.attention, gpu)
-    job = Job(
-        source,
-        library,
-        options.workspace,
-        options.optimization_level,
-        options.compute_capabilities,
-        Timings(library, options.timing_cache, gpu),
-    )
-    cut = split_masks(model, contract) if contract and options.mask_rows == "auto" else None
+    timings = Timings(library, options.timing_cache, gpu)
+    job = Job(source, library, options.workspace, options.optimization_level, options.compute_capabilities, timings)
     with atomic_path(output) as engine_path, atomic_path(manifest_path(output)) as json_path:
-        if cut and contract:
-            rows = mask_rows(contract.detections)
-            first = job.serialized(cut[0], (), plugin is not None, _share(progress, 0.0, 0.9))
-            second = job.serialized(cut[1], [(r, r, r) for r in rows], False, _share(progress, 0.9, 1.0))
-            parts = [first, second]
-        else:
-            parts = [job.serialized(model, [batches] if batches else (), plugin is not None, progress)]
-        plans = [memoryview(serialized) for serialized, _ in parts]
-        _write(engine_path, plans, output)
-        fused_layers = [layers_of_engine(library, plan) if gpu else None for plan in plans]
-        layers = [fused or parsed for fused, (_, parsed) in zip(fused_layers, parts, strict=True)]
+        built = _built(job, model, contract, options, batches, plugin is not None, gpu, progress)
+        _write(engine_path, built.plans, output)
         manifest = Manifest(
-            engine_sha256=_sha256(plans),
-            engine_bytes=sum(plan.nbytes for plan in plans),
+            engine_sha256=_sha256(built.plans),
+            engine_bytes=sum(plan.nbytes for plan in built.plans),
             onnx=source.name,
             onnx_sha256=onnx_sha256,
             library=library.name,
@@ -129,23 +113,62 @@ def build_engine(
             **_facts_of(gpu, library),
             attention="plugin" if plugin else "standard",
             plugin_sha256=plugin.sha256 if plugin else "",
-            options={
-                "workspace": options.workspace,
-                "optimization_level": options.optimization_level,
-                "compute_capabilities": list(options.compute_capabilities),
-                **({"batches": list(batches)} if batches else {}),
-                **({"masks": {"at": plans[0].nbytes, "rows": list(rows)}} if cut else {}),
-            },
+            options=_facts_of_options(options, batches, built),
             inputs={value.name: described(value) for value in model.graph.input},
             outputs={value.name: described(value) for value in model.graph.output},
             contract=json.loads(contract.to_json()) if contract else {},
             tool_version=importlib.metadata.version("wnlb-deploy"),
             build_seconds=round(time.perf_counter() - started, 1),
-            layers_of="network" if None in fused_layers else "engine",
-            layers=[layer for part in layers for layer in part],
+            layers_of=built.layers_of,
+            layers=built.layers,
         )
         _write(json_path, [manifest.to_json().encode()], manifest_path(output))
     return manifest
+
+
+@dataclass(frozen=True)
+class _Built:
+    """The networks of one engine file, one after the other."""
+
+    plans: list[memoryview]  # serialised
+    layers: list[dict[str, str]]
+    layers_of: str  # "engine", as TensorRT fused them, or "network", as they were parsed
+    mask_rows: tuple[int, ...]  # that the second network, of the masks, was built for; () where there is one alone
+
+
+def _built(
+    job: Job,
+    model: onnx.ModelProto,
+    contract: Contract | None,
+    options: BuildOptions,
+    batches: Sizes | None,
+    plugin: bool,
+    gpu: Gpu | None,
+    progress: Progress,
+) -> _Built:
+    cut = split_masks(model, contract) if contract and options.mask_rows == "auto" else None
+    rows = mask_rows(contract.detections) if contract and cut else ()
+    if cut:
+        first = job.serialized(cut[0], (), plugin, _share(progress, 0.0, 0.9))
+        second = job.serialized(cut[1], [(r, r, r) for r in rows], False, _share(progress, 0.9, 1.0))
+        parts = [first, second]
+    else:
+        parts = [job.serialized(model, [batches] if batches else (), plugin, progress)]
+    plans = [memoryview(serialized) for serialized, _ in parts]
+    fused = [layers_of_engine(job.library, plan) if gpu else None for plan in plans]
+    layers = [layer for own, (_, parsed) in zip(fused, parts, strict=True) for layer in own or parsed]
+    return _Built(plans, layers, "network" if None in fused else "engine", tuple(rows))
+
+
+def _facts_of_options(options: BuildOptions, batches: Sizes | None, built: _Built) -> dict[str, Any]:
+    """The manifest's entry of what was asked for, and of what came of it."""
+    return {
+        "workspace": options.workspace,
+        "optimization_level": options.optimization_level,
+        "compute_capabilities": list(options.compute_capabilities),
+        **({"batches": list(batches)} if batches else {}),
+        **({"masks": {"at": built.plans[0].nbytes, "rows": list(built.mask_rows)}} if built.mask_rows else {}),
+    }
 
 
 def _sha256(plans: list[memoryview]) -> str:

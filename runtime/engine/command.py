@@ -14,6 +14,7 @@ from wnlb.runtime.engine.build import ATTENTION, MASK_ROWS, BuildOptions, build_
 from wnlb.runtime.engine.manifest import LIBRARIES, Manifest, manifest_path
 from wnlb.runtime.engine.tensorrt import TARGETS
 from wnlb.runtime.errors import WnlbError
+from wnlb.runtime.served_model import file_of
 from wnlb.runtime.table import human_bytes
 
 _DESCRIPTION = """\
@@ -32,7 +33,7 @@ static.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
-    parser.add_argument("model", type=Path, help="an ONNX file")
+    parser.add_argument("model", type=file_of, help="an ONNX file")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the engine to write, MODEL.engine")
     parser.add_argument(
         "--target",

@@ -39,7 +39,7 @@ Label pictures and videos by the million, on every core of this machine, or on a
 
   wnlb label model.onnx night/ -o labels/
   wnlb label model.onnx 'night/**/*.png' -o labels/ --format coco,yolo --min-score 0.6
-  wnlb label model.engine s3://bucket/night/*.jpg -o labels/      # whatever fsspec opens
+  wnlb label model.engine 's3://bucket/night/*.jpg' -o labels/    # whatever fsspec opens
   wnlb label model.onnx drives.txt -o labels/ --address ray://cluster:10001
 
 SOURCE is a folder of pictures, a glob pattern, a video, a list (.txt), a COCO file (.json), or an address.

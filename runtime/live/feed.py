@@ -88,9 +88,12 @@ def open_feed(source: str, mode: CameraMode | None = None, bits: int = 0) -> Fee
         PictureError: there is no such file, or nothing at an address of http.
         WnlbError: this machine or its OpenCV cannot open such a source.
     """
+    scheme, address = source.partition("://")[0].lower(), source.partition("://")[2]
+    if address and scheme not in ("csi", *_STREAMS):
+        expected = f"expected {', '.join(_STREAMS)} or csi, or the path of a file"
+        raise PictureError(f"source {without_password(source)} is an address of {scheme}; {expected}")
     jetson = jetson_model()
     hardware = bool(jetson) and has_gstreamer()
-    scheme, address = source.partition("://")[0].lower(), source.partition("://")[2]
     path = Path(source)
     index = int(source) if source.isdecimal() and not path.exists() else None
     if mode and (scheme in _STREAMS or (scheme != "csi" and index is None and not path.is_char_device())):

@@ -132,6 +132,7 @@ class _Server(ThreadingHTTPServer):
     """A thread for each of a limited number of connections; a browser that left is no error."""
 
     daemon_threads = True
+    request_queue_size = 2 * _CONNECTIONS  # of the default, 5, others that come at once try again after 1, 3, 7 s
 
     def __init__(self, *arguments: Any) -> None:
         self._free = threading.BoundedSemaphore(_CONNECTIONS)

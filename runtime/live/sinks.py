@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import sys
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,11 +105,15 @@ class JsonLinesSink:
     wants_overlay = False
 
     def __init__(self, where: str, contract: Contract) -> None:
-        self._names = contract.class_names
+        self._names, self._where = contract.class_names, where
+        self._file: io.FileIO | None = None
+        if where == "-":
+            return
         try:
-            self._file: TextIO = sys.stdout if where == "-" else open(where, "a")  # noqa: SIM115
+            self._file = io.FileIO(where, "a")  # without a buffer, so that nothing is tried again on closing
         except OSError as error:
             raise WnlbError(f"{where} cannot be written: {error.strerror}") from error
+        self._end = self._file.tell() if self._file.seekable() else 0  # bytes, of whole lines
 
     def add(self, result: Result, overlay: NDArray[np.uint8] | None) -> bool:
         found = [
@@ -121,11 +126,28 @@ class JsonLinesSink:
         line = {"frame": result.number, "name": result.name, "captured": captured}
         line |= {"latency_ms": round(result.latency_ms, 2), **times}
         line |= {} if result.counts is None else {"counts": result.counts}
-        print(json.dumps({**line, "detections": found}), file=self._file, flush=True)
+        self._write(json.dumps({**line, "detections": found}) + "\n")
         return True
 
+    def _write(self, line: str) -> None:
+        if self._file is None:
+            print(line, end="", flush=True)
+            return
+        whole = line.encode()
+        data = memoryview(whole)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            with contextlib.suppress(OSError):  # no half line in the log
+                self._file.truncate(self._end)
+            raise WnlbError(f"{self._where} cannot be written: {error.strerror}") from error
+        self._end += len(whole)
+
     def close(self, failed: bool) -> None:
-        if self._file is not sys.stdout:
+        if self._file is not None:
             self._file.close()
 
 

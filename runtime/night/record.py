@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,19 @@ _SPANS = 8  # of time, in each of which every class has a picture where nothing 
 class Track:
     """One object over time."""
 
-    label: int
+    label: int  # what it was taken for most, as in ``Tracks``
     first_s: float  # since the record began
     last_s: float
     frames: int = 0
     score: float = 0.0  # the best
     shot: Shot | None = None
+    votes: dict[int, float] = field(default_factory=dict)  # by label: the sum of its scores
+
+    def see(self, label: int, score: float, at_s: float) -> None:
+        """In one more frame."""
+        self.last_s, self.frames, self.score = at_s, self.frames + 1, max(self.score, score)
+        self.votes[label] = self.votes.get(label, 0.0) + score
+        self.label = max(self.votes, key=self.votes.__getitem__)
 
 
 class Record:
@@ -77,8 +84,7 @@ class Record:
         for i, label in enumerate(detections.labels.tolist()):
             if detections.track_ids is not None and detections.track_ids[i]:
                 track = self._track(int(detections.track_ids[i]), label, at_s)
-                track.last_s, track.frames = at_s, track.frames + 1
-                track.score = max(track.score, float(detections.scores[i]))
+                track.see(label, float(detections.scores[i]), at_s)
                 track.shot = _sharper(track.shot, at_s, frame_bgr, detections, i)
             elif detections.track_ids is None and (shot := _sharper(spans.get(label), at_s, frame_bgr, detections, i)):
                 spans[label] = shot
@@ -164,6 +170,7 @@ class Record:
                 whole(track["frames"]),
                 number(track["score"], most=1),
                 Shot.from_json(track["shot"], classes) if track["shot"] else None,
+                _votes(track, classes),
             )
         record.tracks_seen = whole(values["tracks_seen"], len(record.tracks))
         return record
@@ -193,6 +200,12 @@ class Record:
         for _, track in ranked[MOST_SHOTS:]:
             track.shot = None
         self.tracks = dict(ranked[:MOST_TRACKS])
+
+
+def _votes(track: dict[str, Any], classes: int) -> dict[int, float]:
+    """Of a track as it was written; an older record has its first label alone, which counts for all of its frames."""
+    given = track.get("votes", {track["label"]: track["frames"] * track["score"]})
+    return {whole(int(label), 1, classes): number(votes) for label, votes in given.items()}
 
 
 def _sharper(shot: Shot | None, at_s: float, frame: NDArray[np.uint8], detections: Detections, i: int) -> Shot | None:

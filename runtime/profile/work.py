@@ -38,7 +38,7 @@ _PER_INPUT = frozenset("ArgMax ArgMin GlobalAveragePool GlobalMaxPool TopK".spli
 # Their output is their first input in another shape, order or scale, which whoever reads it can apply.
 _VIEWS = frozenset("DequantizeLinear Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
 # A size that depends on what is found, as our files for a CPU have it in their mask branch: "196*rows0 + 1".
-# Those of the mask branch are rows0 and rows1; rows100 and up are what a level or class has, see ``name_rows``.
+# Those of the mask branch are rows0 and rows1; rows100 and up are what NMS keeps, see ``name_rows``.
 _ROWS = re.compile(r"(?P<number>\d+)|(?:\d+\*)*(?:(?P<masks>rows\d{1,2})|rows\d+)")
 
 

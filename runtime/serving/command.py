@@ -8,7 +8,7 @@ from pathlib import Path
 from wnlb.runtime.engine.manifest import LIBRARIES
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.onnxruntime_backend import DEVICES
-from wnlb.runtime.served_model import PORT, ServedModel
+from wnlb.runtime.served_model import PORT, ServedModel, file_of
 from wnlb.runtime.serving import probe
 from wnlb.runtime.serving.config import VARIANTS, Queue
 from wnlb.runtime.serving.repository import How, Served, read_models, start_of, write_repository
@@ -35,7 +35,7 @@ The repository also gets probe.py (a real inference by each model), compose.yaml
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = _DESCRIPTION
     parser.add_argument(
-        "models", nargs="*", type=Path, metavar="MODEL", help=".onnx of 'wnlb export', .engine of 'build'"
+        "models", nargs="*", type=file_of, metavar="MODEL", help=".onnx of 'wnlb export', .engine of 'build'"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="REPOSITORY", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a repository that is there")

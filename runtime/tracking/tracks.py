@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wnlb.runtime.detections import Detections
+from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.overlay import track_color
 from wnlb.runtime.tracking.tracker import SHOWN_SCORE, Tracker
 from wnlb.runtime.tracking.zones import Point, Zone, ZoneCounts
@@ -46,9 +47,15 @@ class Tracks:
         self._votes: dict[int, dict[int, float]] = {}  # of each track: for a label, the sum of its scores
         self._seen: Counter[str] = Counter()  # tracks that are no longer kept
         self._now = 0.0
+        self._checked = False
 
     def update(self, detections: Detections, at_s: float) -> Detections:
-        """Those of the next frame that belong to a track; arguments as of ``Tracker.update``."""
+        """Those of the next frame that belong to a track; arguments as of ``Tracker.update``.
+
+        Raises WnlbError with the first frame where a zone lies beside it, and so would count nothing for ever.
+        """
+        if not self._checked:
+            self._check_zones(detections.height, detections.width)
         found = self._tracker.update(detections, at_s).tracked().above(self._shown_score)
         self._now = at_s
         for counts in self.zones:
@@ -59,10 +66,16 @@ class Tracks:
             way = self._ways.setdefault(track, deque())
             now = ((float(found.boxes[i, 0]) + float(found.boxes[i, 2])) / 2, float(found.boxes[i, 3]))
             for counts in self.zones:
-                counts.add(self._class_of(track), way[-1][1] if way else None, now)
+                counts.add(track, self._class_of(track), way[-1][1] if way else None, now, at_s)
             way.append((at_s, now))
         self._forget()
         return found
+
+    def _check_zones(self, height: int, width: int) -> None:
+        for zone in (counts.zone for counts in self.zones):
+            if zone.is_beside(height, width):
+                raise WnlbError(f"zone {zone.name} lies beside the frames, which are of {width}x{height} pixels")
+        self._checked = True
 
     def _class_of(self, track: int) -> str:
         """What it was taken for most, by the sum of the scores."""
@@ -73,6 +86,8 @@ class Tracks:
             if not 0 <= self._now - way[-1][0] <= _FORGOTTEN_S:
                 self._seen[self._class_of(track)] += 1
                 del self._ways[track], self._votes[track]
+                for counts in self.zones:
+                    counts.forget(track)
                 continue
             while len(way) > 1 and way[0][0] < self._now - TRAIL_S:
                 way.popleft()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from wnlb.runtime.errors import WnlbError
 
 Point = tuple[float, float]
+BACK_S = 1.0  # as long as a lost track is kept
 _LARGEST = 100_000  # pixels; no camera has more
+_NUMBER = r"-?\d+(?:\.\d+)?"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,11 @@ class Zone:
     def points(self) -> NDArray[np.int32]:
         """Rounded to pixels, ``[corners, 2]``."""
         return np.rint(np.array(self.corners)).astype(np.int32)
+
+    def is_beside(self, height: int, width: int) -> bool:
+        """Whether it lies beside frames of that size, where no object can stand."""
+        (left, top), (right, bottom) = np.min(self.corners, 0), np.max(self.corners, 0)
+        return bool(right < 0 or bottom < 0 or left > width or top > height)
 
     def holds(self, point: Point) -> bool:
         """Whether a polygon has the point inside or on its edge."""
@@ -60,19 +68,27 @@ def _side(a: Point, b: Point, p: Point) -> float:
 def parse_zones(texts: Iterable[str]) -> tuple[Zone, ...]:
     """Zones as ``--zone`` has them: ``"0,200 320,200"`` (a line), ``"gate=10,10 90,10 50,80"`` (a polygon).
 
-    Raises WnlbError.
+    Points may lie beside the frame, left of it and above it too; an area may name its first corner again at its end.
+
+    Raises WnlbError: it is written in another way; its points are no pixels but shares of the frame; edges cross.
     """
     zones: list[Zone] = []
     for text in texts:
         name, equals, rest = text.rpartition("=")
-        points = [re.fullmatch(r"(\d+(?:\.\d+)?),(\d+(?:\.\d+)?)", word) for word in rest.split()]
+        points = [re.fullmatch(rf"({_NUMBER}),({_NUMBER})", word) for word in rest.split()]
         corners = tuple((float(found[1]), float(found[2])) for found in points if found)
-        apart = len(set(corners)) == len(corners) and max((max(corner) for corner in corners), default=0) <= _LARGEST
+        corners = corners[:-1] if len(corners) > 3 and corners[0] == corners[-1] else corners
+        reach = max((abs(value) for corner in corners for value in corner), default=0)
+        apart = len(set(corners)) == len(corners) and reach <= _LARGEST
         if None in points or len(corners) < 2 or not apart or (equals and not name.strip()):
             raise WnlbError(
                 f"--zone is {text!r}; expected [NAME=]X,Y X,Y ... in pixels, all different: two points for a line, "
-                "three or more for an area"
+                "three or more for an area, e.g. 'gate=0,200 320,200'"
             )
+        if reach <= 1:
+            raise WnlbError(f"--zone is {text!r}, less than a pixel; expected pixels of the frame, not shares of it")
+        if not _is_simple(corners):
+            raise WnlbError(f"--zone is {text!r}, whose edges cross; expected corners in their order around the area")
         kind = "line" if len(corners) == 2 else "zone"
         zones.append(Zone(name.strip() or f"{kind} {len(zones) + 1}", corners))
     names = [zone.name for zone in zones]
@@ -81,29 +97,52 @@ def parse_zones(texts: Iterable[str]) -> tuple[Zone, ...]:
     return tuple(zones)
 
 
+def _is_simple(corners: Sequence[Point]) -> bool:
+    """Whether no two edges of a polygon cross, and it has an extent; so of every line."""
+    edges = list(zip(corners, [*corners[1:], corners[0]], strict=True))
+    if len(corners) > 2 and all(_side(*edges[0], corner) == 0 for corner in corners):
+        return False
+    apart = [(a, b) for i, a in enumerate(edges) for b in edges[i + 2 :]]
+    return not any(_side(*a, b[0]) * _side(*a, b[1]) < 0 > _side(*b, a[0]) * _side(*b, a[1]) for a, b in apart)
+
+
 @dataclass
 class ZoneCounts:
-    """How many went through one zone, by class. Whoever is there when its track begins has not come in."""
+    """How many went through one zone, by class. Whoever is there when its track begins has not come in.
+
+    A box trembles: who leaves an area comes in anew only after ``BACK_S`` outside, and who goes back over a line within
+    that time has not crossed it.
+    """
 
     zone: Zone
     inside: Counter[str] = field(default_factory=Counter)  # of a polygon: in this frame
     entered: Counter[str] = field(default_factory=Counter)
     left: Counter[str] = field(default_factory=Counter)  # of a line: to its left
     right: Counter[str] = field(default_factory=Counter)
+    _last: dict[int, tuple[float, str, str]] = field(default_factory=dict)  # of a track: when inside, or how it crossed
 
     def begin_frame(self) -> None:
         self.inside.clear()
 
-    def add(self, name: str, before: Point | None, now: Point) -> None:
-        """One object of this frame: its class, where it was when last seen (None: it is new) and where it is."""
+    def add(self, track: int, name: str, before: Point | None, now: Point, at_s: float) -> None:
+        """One object of this frame: identity, class, where it was when last seen (None: it is new) and is, seconds."""
+        last_s, last_side, last_name = self._last.get(track, (-math.inf, "", ""))
         if self.zone.is_line:
             side = self.zone.crossed(before, now) if before else ""
-            if side:
-                (self.left if side == "left" else self.right)[name] += 1
-            return
-        if self.zone.holds(now):
+            if side and last_side not in ("", side) and at_s - last_s <= BACK_S:
+                getattr(self, last_side)[last_name] -= 1
+                del self._last[track]
+            elif side:
+                getattr(self, side)[name] += 1
+                self._last[track] = (at_s, side, name)
+        elif self.zone.holds(now):
             self.inside[name] += 1
-            self.entered[name] += before is not None and not self.zone.holds(before)
+            self.entered[name] += before is not None and not self.zone.holds(before) and at_s - last_s > BACK_S
+            self._last[track] = (at_s, "", "")
+
+    def forget(self, track: int) -> None:
+        """A track that is gone."""
+        self._last.pop(track, None)
 
     def facts(self) -> dict[str, Any]:
         """For JSON, without classes of which there are none."""

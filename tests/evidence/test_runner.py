@@ -12,6 +12,7 @@ from evidence.machine import describe
 from evidence.markdown import _TABLES as TABLES_OF_STAGES
 from evidence.runner import STAGES, Stage, measure
 
+SLEEP = f"600.{os.getpid()}"  # no other process sleeps so long
 PLANTED = {
     "good": "def run(context): context.fact('a', 1); context.add(value=float('nan'), left=context.left() > 0)",
     "lacking": "from wnlb.runtime.errors import MissingDependency as Missing\n"
@@ -19,7 +20,7 @@ PLANTED = {
     "failing": "def run(context): context.add(value=1); raise ValueError('a shape\\nof two lines')",
     "dying": "import os\ndef run(context): context.add(value=1); os.kill(os.getpid(), 11)",
     "hanging": "import subprocess\n"
-    "def run(context): context.add(value=1); subprocess.run(['sleep', '600'])",  # with a child, as tests have
+    f"def run(context): context.add(value=1); subprocess.run(['sleep', '{SLEEP}'])",  # with a child, as tests have
     "broken": "this is no Python",
 }
 
@@ -30,7 +31,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         for name, code in PLANTED.items():
             (tmp_path / f"planted_{name}.py").write_text(code)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        stages = [Stage(name, f"the {name} one", 1, f"planted_{name}") for name in names]
+        stages = [Stage(name, f"the {name} one", 1 + 9 * (name == "good"), f"planted_{name}") for name in names]
         head = {"rehearsal": True, "created": "now", "commit": "abc", "machine": describe()}
         (tmp_path / "out").mkdir()
         measure(stages, head, tmp_path / "out", seconds, tmp_path / "carried")
@@ -64,12 +65,13 @@ def test_whatever_a_stage_does_the_next_one_runs(record: Any) -> None:
 
 
 def test_a_stage_that_hangs_is_cut_off_with_what_it_had_and_its_children(record: Any) -> None:
-    found = record("hanging", "good", seconds=12)
+    found = record("hanging", "good", seconds=88)
     hanging, good = found["stages"]["hanging"], found["stages"]["good"]
     assert (hanging["state"], hanging["reason"], hanging["rows"]) == ("cut off", "its time was over", [{"value": 1}])
-    assert 5 < hanging["seconds"] < 9  # its half of the time
+    assert hanging["limit_seconds"] == pytest.approx(8, abs=0.1)  # its share of the time
+    assert 8 - 0.1 < hanging["seconds"] < 80
     assert good["state"] == "done"
-    sleeping = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _read(p) == b"sleep\x00600\x00"]
+    sleeping = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _read(p) == f"sleep\0{SLEEP}\0".encode()]
     assert not sleeping
 
 

@@ -64,7 +64,9 @@ def test_failed_verification_exits_with_1_and_leaves_nothing(
     wnlb_here: Command, tmp_path: Path, small_checkpoint_path: Path
 ) -> None:
     output = tmp_path / "model.onnx"
-    run = wnlb_here("export", small_checkpoint_path, "-o", output, "--size", "64x96", *BRIEF[:-1], 1, "--json")
+    run = wnlb_here(
+        "export", small_checkpoint_path, "-o", output, "--size", "64x96", "--masks", "none", *BRIEF[:-1], 1, "--json"
+    )
     assert run.code == 1
     assert "needs" in run.err
     assert list(tmp_path.iterdir()) == []
@@ -81,7 +83,7 @@ def test_failed_verification_exits_with_1_and_leaves_nothing(
         (("--size", "64x64", "--set", "mode=scaled"), "expected one of embedded"),
         (("--size", "64x64", "--set", "fpn_channels=16"), "misshapen"),
         (("--size", "64x64", "--batch", "two"), "batch is 'two'; expected a number of frames such as 4"),
-        (("--size", "64x64", "--precision", "int4"), "invalid choice"),
+        (("--size", "64x64", "--precision", "fp16"), "unrecognized arguments: --precision fp16"),
         ((), "required: --size"),
     ],
 )
@@ -148,3 +150,56 @@ def test_weights_and_settings_are_chosen_and_told(wnlb_here: Command, tmp_path: 
     assert "--set norm_eps=0" in run.out
     contract = json.loads(wnlb_here("inspect", tmp_path / "m.onnx", "--json").out)["contract"]
     assert contract["checkpoint_weights"] == "model_ema"
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("model.pth", "has the suffix '.pth'; expected .onnx"),
+        ("folder.onnx", "is a folder; expected the name of a file to write"),
+        ("no/model.onnx", "create it or choose another output"),
+        ("file.txt/model.onnx", "create it or choose another output"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_work_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, output: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder.onnx").mkdir()
+    Path("file.txt").write_text("x")
+    assert main(["export", "not/there.pth", "-o", output, "--size", "64x64"]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--size", "999999968x999999968"], "expected fewer than 2^31 in a tensor"),
+        (["--size", "64x64", "--batch", "999999999"], "expected fewer than 2^31 in a tensor"),
+        (["--size", "64x64", "--set", "norm=frozen", "--set", "norm_epsilon=0"], "expected norm_eps"),
+        (["--size", "64x64", "--set", "norm_eps=-1"], "norm_eps is -1; expected a number from 0 to 1"),
+        (["--size", "64x64", "--set", "mask_channels=[0]"], "mask_channels is (0,); expected more than 0"),
+        (["--size", "64x64", "--set", "mask_channels=[]"], "expected the channels of one convolution or more"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert main(["export", "sample", "-o", str(tmp_path / "m.onnx"), *options]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_names_of_classes_that_do_not_fit_are_refused_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    words = ["export", "sample", "-o", str(tmp_path / "m.onnx"), "--size", "64x64", "--classes"]
+    assert main([*words, str(tmp_path / "names.txt")]) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert "2 class names for 8 classes" in told.err

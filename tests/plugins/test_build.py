@@ -141,6 +141,7 @@ def test_a_broken_limit_exits_with_1_and_writes_nothing(tmp_path: Path) -> None:
         (("--dtype", "int8"), "type 'int8' is not known"),
         (("--heads", "96"), "head size '96' is not known"),
         (("--workers", "-1"), "-1 workers"),
+        (("-o", __file__), "is a file; expected a folder"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], message: str) -> None:

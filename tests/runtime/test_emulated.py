@@ -26,10 +26,10 @@ def test_on_an_emulated_gpu(
     planted_batches_path: Path,
     planted_model: Callable[..., Path],
     make_contract: Callable[..., Contract],
-    small_model_path: Path,
+    brief_model_path: Path,
     tmp_path: Path,
 ) -> None:
-    model = onnx.load(small_model_path)
+    model = onnx.load(brief_model_path)
     assert fuse_attention(model)
     onnx.save(model, tmp_path / "fused.onnx")
     of_frame_masks = make_contract(batch=2, framework="ultralytics", masks="frame")
@@ -60,6 +60,6 @@ def test_on_an_emulated_gpu(
         f"pythonpath={FOLDER.parent}",
     ]
     command = [sys.executable, "-m", "pytest", *options, "--confcutdir", str(FOLDER), str(FOLDER / part)]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-1000:]
     assert " passed" in ran.stdout

@@ -6,7 +6,7 @@ import pytest
 
 from wnlb.runtime.overlap import abreast, ahead
 
-WAIT = 10.0  # seconds, in which what must happen happens
+WAIT = 120.0  # seconds, in which what must happen happens
 
 
 def numbers(count: int, made: list[int], closed: list[bool] | None = None) -> Generator[int, None, None]:

@@ -79,13 +79,13 @@ def test_a_folder_with_a_bad_picture(wnlb, planted_model_path, night, tmp_path):
 
 # pycocotools 2.0.11 answers NumPy 2's new argument of __array__ with a warning.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_detections_json_of_a_real_model(wnlb, small_model_path, tmp_path):
+def test_detections_json_of_a_real_model(wnlb, brief_model_path, tmp_path):
     cv2.imwrite(str(tmp_path / "noise.png"), np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8))
-    ran = wnlb("predict", small_model_path, tmp_path / "noise.png", "-o", tmp_path / "out", "--score-threshold", "0.1")
+    ran = wnlb("predict", brief_model_path, tmp_path / "noise.png", "-o", tmp_path / "out", "--score-threshold", "0.1")
     assert (ran.code, ran.err) == (0, "")
     data = COCO(tmp_path / "out" / "detections.json")
     assert len(data.cats) == 8
-    with Predictor(small_model_path, score_threshold=0.1) as predictor:
+    with Predictor(brief_model_path, score_threshold=0.1) as predictor:
         expected = predictor(cv2.imread(str(tmp_path / "noise.png")))
     assert len(data.anns) == len(expected) > 0
     for annotation, full in zip(data.anns.values(), expected.full_masks(), strict=True):
@@ -187,6 +187,7 @@ def test_pictures_are_never_overwritten(wnlb, planted_model_path, tmp_path, sour
         (["a.png", "a.png"], "expected .onnx"),
         (["no_contract.onnx", "a.png"], "has no wnlb contract"),
         (["truncated.onnx", "a.png"], "cannot be opened by ONNX Runtime"),
+        (["zero.onnx", "a.png"], "by ONNX Runtime: it is empty (0 bytes); copy or export it again"),
         (["planted.onnx", "missing.png"], "missing.png does not exist"),
         (["planted.onnx", "night"], "holds no pictures"),
         (["planted.onnx", "97"], "camera 97 cannot be opened"),
@@ -195,7 +196,7 @@ def test_pictures_are_never_overwritten(wnlb, planted_model_path, tmp_path, sour
         (["planted.onnx", "a.png", "--show"], "DISPLAY is not set"),
         (["planted.onnx", "a.png", "--score-threshold", "1.5"], "score threshold is 1.5"),
         (["planted.onnx", "a.png", "--threads", "-1"], "threads is -1"),
-        (["planted.onnx", "a.png", "-o", "planted.onnx"], "cannot be made"),
+        (["planted.onnx", "a.png", "-o", "planted.onnx/deep"], "planted.onnx is a file; choose another"),
         (["planted.onnx", "a.png", "-o", "/proc/out"], "cannot be made"),  # not even by root
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -205,6 +206,7 @@ def test_bad_input_is_one_line(wnlb, planted_model_path, planted_model, tmp_path
     (tmp_path / "night").mkdir()
     shutil.copy(planted_model_path, tmp_path / "planted.onnx")
     (tmp_path / "truncated.onnx").write_bytes(planted_model_path.read_bytes()[:300])
+    (tmp_path / "zero.onnx").write_bytes(b"")
     (tmp_path / "garbage.mp4").write_bytes(np.random.default_rng(0).bytes(2000))
     data = video(tmp_path / "whole.avi", 5).read_bytes()
     (tmp_path / "headless.avi").write_bytes(data[: data.index(b"movi") + 4])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +56,9 @@ def test_options_of_files_are_not_for_servers() -> None:
     assert options_for(Path("a.onnx"), "cpu", 2) == {"device": "cpu", "threads": 2}
     with pytest.raises(WnlbError, match="--device, --threads and --trust are for files"):
         open_backend(served, threads=2)
+
+
+def test_commands_that_need_a_file_refuse_an_address(wnlb_here: Callable[..., Any], tmp_path: Path) -> None:
+    for words in (["build", "-o", tmp_path / "o.engine"], ["inspect"], ["triton", "-o", tmp_path / "o"]):
+        told = wnlb_here(words[0], "triton://night:8001/model", *words[1:]).refused()
+        assert "error: model triton://night:8001/model is on a server; expected its file" in told

@@ -103,10 +103,10 @@ def test_a_video_without_a_readable_frame_is_refused(tmp_path):
         ("missing.png", "missing.png does not exist"),
         ("missing/*.png", "does not exist"),
         ("empty", "holds no pictures"),
-        ("notes.txt", "cannot be opened"),
-        ("broken.mp4", "cannot be opened"),
-        ("nothing.mp4", "cannot be opened"),
-        ("97", "camera 97 cannot be opened"),
+        ("notes.txt", "cannot be opened; it is cut short, damaged, or no video"),
+        ("broken.mp4", "cannot be opened; it is cut short, damaged, or no video"),
+        ("nothing.mp4", "cannot be opened; it is empty (0 bytes)"),
+        ("97", "camera 97 cannot be opened; check that it is plugged in"),
     ],
 )
 def test_what_is_not_there_is_refused(tmp_path, monkeypatch, source, said):
@@ -119,6 +119,12 @@ def test_what_is_not_there_is_refused(tmp_path, monkeypatch, source, said):
         open_source(source)
     assert said in str(refused.value)
     assert source.partition("*")[0] in str(refused.value)
+
+
+def test_an_address_is_not_called_missing():
+    with pytest.raises(PictureError, match=r"^source rtsp://\.\.\. is an address; 'wnlb run' opens") as refused:
+        open_source("rtsp://me:secret@camera/night")
+    assert "secret" not in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

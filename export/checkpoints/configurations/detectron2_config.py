@@ -5,14 +5,16 @@ What a file leaves out has detectron2's own default (detectron2/config/defaults.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wnlb.export.checkpoints.configurations.section import Section
+from wnlb.export.checkpoints.configurations.section import Section, same
 from wnlb.export.checkpoints.configurations.setting_checks import shown
 from wnlb.export.checkpoints.configurations.settings import NO_STYLE, OWN_HEADS, DetectorSettings, Triple, backbone_name
 from wnlb.export.checkpoints.configurations.yaml_data import data_from_yaml
+from wnlb.export.coco_names import coco_names
 from wnlb.runtime.errors import CheckpointError
 
 PYRAMID = ("p2", "p3", "p4", "p5", "p6")
@@ -38,6 +40,17 @@ _MODEL_BESIDES = (
 _INPUT_TRAINING = (
     *("CROP", "MASK_FORMAT", "MAX_SIZE_TRAIN", "MIN_SIZE_TRAIN", "MIN_SIZE_TRAIN_SAMPLING", "RANDOM_FLIP"),
 )  # fmt: skip
+_TEST_BESIDES = ("EVAL_PERIOD", "EXPECTED_RESULTS", "KEYPOINT_OKS_SIGMAS", "PRECISE_BN")
+_BESIDES = (
+    "CUDNN_BENCHMARK",
+    "DATALOADER",
+    "FLOAT32_PRECISION",
+    "GLOBAL",
+    "OUTPUT_DIR",
+    "SEED",
+    "SOLVER",
+    "VIS_PERIOD",
+)
 
 
 def settings_from_file(path: Path, types: Mapping[str, str] | None = None) -> DetectorSettings:
@@ -70,10 +83,14 @@ def settings_from_data(
         **reader.proposals(),
         **reader.heads(),
         head_layers=() if reader.types.keys() & OWN_HEADS else reader.head_layers(),
-        detections=whole.section("TEST", {}).count("DETECTIONS_PER_IMAGE", 100),
+        detections=reader.test(whole.section("TEST", {})),
     )
+    settings = settings.with_overrides({"class_names": _class_names(whole, settings.num_classes - 1)})
     model.ignore(*_MODEL_BESIDES)
     reader.finish(model)
+    whole.only("VERSION", 2)
+    whole.ignore(*_BESIDES)
+    reader.finish(whole)
     return settings
 
 
@@ -136,6 +153,12 @@ class _Reader:
     def input(self, section: Section) -> dict[str, Any]:
         """data/transforms/augmentation_impl.py, ResizeShortestEdge; modeling/meta_arch/rcnn.py, preprocess_image."""
         order = section.expect("FORMAT", "BGR", "RGB", default="BGR")
+        if same(section.get("MIN_SIZE_TEST", 800), 0):
+            raise CheckpointError(
+                f"{section.source}: INPUT.MIN_SIZE_TEST is 0, which leaves pictures in their own sizes; expected the "
+                "short edge in px, for a file has one input size: give a copy of the configuration with that of your "
+                "pictures"
+            )
         short, long = section.count("MIN_SIZE_TEST", 800), section.count("MAX_SIZE_TEST", 1333)
         if short > long:
             section.refuse("MIN_SIZE_TEST", short, f"at most MAX_SIZE_TEST, {long}")
@@ -150,6 +173,20 @@ class _Reader:
             "interpolation": "antialiased",
             "pad_divisor": 32,  # size_divisibility of the FPN: the stride of its last input
         }
+
+    def test(self, section: Section) -> int:
+        """Detections of a picture; augmentation is modeling/test_time_augmentation.py."""
+        augmented = section.section("AUG", {})
+        if augmented.truth("ENABLED", False):
+            raise CheckpointError(
+                f"{section.source}: TEST.AUG.ENABLED is True, with which each picture is run at several sizes and "
+                "flipped; expected False, for a file runs it once: give a copy of the configuration with that, which "
+                "detects as DefaultPredictor does"
+            )
+        section.ignore(*_TEST_BESIDES)
+        detections = section.count("DETECTIONS_PER_IMAGE", 100)
+        self.finish(section)
+        return detections
 
     def anchors(self) -> dict[str, Any]:
         """modeling/anchor_generator.py."""
@@ -223,6 +260,14 @@ class _Reader:
         }
         self.finish(heads)
         return settings
+
+
+def _class_names(whole: Section, classes: int) -> tuple[str, ...]:
+    """COCO's, where it was trained on that (data/datasets/builtin.py); those of other data are in no configuration."""
+    datasets = whole.get("DATASETS", {})
+    names = datasets.get("TRAIN") if isinstance(datasets, Mapping) else None
+    on_coco = isinstance(names, list) and names and all(re.match(r"coco_20\d\d_", str(name)) for name in names)
+    return coco_names() if on_coco and classes == 80 else ()
 
 
 def _triple(section: Section, name: str, default: Triple) -> Triple:

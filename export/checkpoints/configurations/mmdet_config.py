@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wnlb.export.checkpoints.configurations.mmdet_parts import TRAINING, PartReader
-from wnlb.export.checkpoints.configurations.mmdet_pipeline import Preparation, preparation
+from wnlb.export.checkpoints.configurations.mmdet_pipeline import Preparation, preparation, test_datasets
 from wnlb.export.checkpoints.configurations.mmdet_solov2 import Solov2Reader
 from wnlb.export.checkpoints.configurations.python_data import data_from_file, data_from_text
 from wnlb.export.checkpoints.configurations.section import Section
@@ -49,12 +49,25 @@ def settings_from_meta(
 
 def class_names_from_meta(meta: Any) -> tuple[str, ...]:
     """Names of the classes that a checkpoint was trained on; () where it has none."""
-    dataset = meta.get("dataset_meta")
-    dataset = dataset if isinstance(dataset, Mapping) else {}
-    found = next((v for v in (dataset.get("classes"), dataset.get("CLASSES"), meta.get("CLASSES")) if v), ())
-    names = (found,) if isinstance(found, str) else found
-    fits = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    return tuple(names) if fits else ()
+    names = _names(meta.get("dataset_meta")) or _names(meta)
+    return (names,) if isinstance(names, str) else names  # one class, of which its author forgot the list
+
+
+def class_names_from_config(config: Section) -> tuple[str, ...]:
+    """Those that the test data of a configuration name, 2.x ``classes``, 3.x ``metainfo``; () where there are none.
+
+    A text names a file of names, and is left aside: configurations open no files.
+    """
+    found = (_names(place.get("metainfo")) or _names(place) for place in test_datasets(config))
+    return next((names for names in found if names and not isinstance(names, str)), ())
+
+
+def _names(holder: Any) -> tuple[str, ...] | str:
+    if not isinstance(holder, Mapping):
+        return ()
+    found = next((names for key in ("classes", "CLASSES") if (names := holder.get(key))), ())
+    fits = isinstance(found, (list, tuple)) and all(isinstance(name, str) for name in found)
+    return found if isinstance(found, str) else tuple(found) if fits else ()
 
 
 def settings_from_file(
@@ -82,9 +95,10 @@ def settings_from_data(
     Raises:
         CheckpointError: it is of another network, or of one that is not supported exactly.
     """
-    reader = READERS[network](Section(config, "", source), types or {})
+    whole = Section(config, "", source)
     try:
-        return reader.settings()
+        settings = READERS[network](whole, types or {}).settings()
+        return settings.with_overrides({"class_names": class_names_from_config(whole)})
     except RecursionError as error:
         raise CheckpointError(f"{source} is nested too deeply to be a configuration") from error
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, TypedDict
 
 from wnlb.export.checkpoints.configurations.section import Section
 from wnlb.export.checkpoints.configurations.setting_checks import is_count, shown
@@ -61,23 +61,26 @@ def preparation(config: Section, model: Section) -> Preparation:
     return found
 
 
-def _test_pipeline(config: Section) -> Section | None:
-    """The pipeline as the entry of a section; from the test data, else the variable ``test_pipeline``."""
+def test_datasets(config: Section) -> Iterator[Mapping[str, Any]]:
+    """The dictionaries of the test data, 2.x and 3.x, each before the one that it wraps; of several the first."""
     data, loader = config.get("data"), config.get("test_dataloader")
     places = [data.get("test") if isinstance(data, Mapping) else None]
     places.append(loader.get("dataset") if isinstance(loader, Mapping) else None)
     for place in places:
-        depth = 0
-        while place is not None and depth < 8:  # ConcatDataset, RepeatDataset and others around a dataset
+        for _ in range(8):  # ConcatDataset, RepeatDataset and others around a dataset
             if isinstance(place, (list, tuple)):
                 place = place[0] if place else None
             if not isinstance(place, Mapping):
                 break
-            if place.get("pipeline") is not None:
-                return Section({"steps": place["pipeline"]}, "test pipeline", config.source)
-            place, depth = place.get("dataset") or place.get("datasets"), depth + 1
-    pipeline = config.get("test_pipeline")
-    return None if pipeline is None else Section({"steps": pipeline}, "test pipeline", config.source)
+            yield place
+            place = place.get("dataset") or place.get("datasets")
+
+
+def _test_pipeline(config: Section) -> Section | None:
+    """The pipeline as the entry of a section; from the test data, else the variable ``test_pipeline``."""
+    steps = next((found for one in test_datasets(config) if (found := one.get("pipeline")) is not None), None)
+    steps = config.get("test_pipeline") if steps is None else steps
+    return None if steps is None else Section({"steps": steps}, "test pipeline", config.source)
 
 
 def _flattened(pipeline: Section) -> list[Section]:

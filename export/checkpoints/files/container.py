@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import struct
 import sys
 import tarfile
@@ -28,6 +29,22 @@ from wnlb.runtime.files import sha256_of
 CONFIG_KEY = "wnlb.config"
 _INDEX = ".index.json"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# How files begin that are given as checkpoints by mistake, and what to do then.
+_NO_CHECKPOINTS = (
+    (rb"\Z", "empty; expected weights, as torch.save or safetensors wrote them"),
+    (rb"version https://git-lfs", "a pointer of Git LFS; get the file itself with 'git lfs pull'"),
+    # The version of the format, then the producer's name, or the graph at once.
+    (
+        rb"\x08[\x01-\x20][\x12\x3a]",
+        "an ONNX file; expected weights. One of ours is used as it is, one of a YOLO-seg goes through 'wnlb adopt'",
+    ),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8|BM|RIFF....WEBP", "a picture; expected weights"),
+    (
+        rb"\s*<(!doctype|html|\?xml)",
+        "a web page; expected weights: download the file itself, not the page that shows it",
+    ),
+    (rb"\x1f\x8b", "compressed by gzip; unpack it with gunzip"),
+)
 Source = Callable[[], IO[bytes]]  # opens the file, or what lies in memory
 
 
@@ -134,13 +151,14 @@ def _open_file(path: Path) -> Container:
     with open(path, "rb") as file:
         start = file.read(512)
     length = struct.unpack("<Q", start[:8])[0] if len(start) > 8 else 0
+    for begins, what in _NO_CHECKPOINTS:
+        if start[8:9] != b"{" and re.match(begins, start, re.DOTALL | re.IGNORECASE):
+            raise CheckpointError(f"checkpoint {path} is {what}")
     if path.suffix == ".safetensors" or (start[8:9] == b"{" and length < path.stat().st_size):
         with damage_told(path, ".safetensors file"):
             with safetensors.safe_open(path, framework="pt") as opened:
                 settings = (opened.metadata() or {}).get(CONFIG_KEY, "{}")
             return Container(safetensors.torch.load_file(path), settings)
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"checkpoint {path} is a pointer of Git LFS; get the file itself with 'git lfs pull'")
     with damage_told(path, "PyTorch file"):
         content = _read_torch(lambda: path.open("rb"), path)
         return Container(content, content.get(CONFIG_KEY, "{}") if isinstance(content, dict) else "{}")

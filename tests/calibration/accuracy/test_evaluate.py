@@ -15,7 +15,8 @@ from wnlb.calibration.accuracy.command import _evenly_taken
 from wnlb.calibration.accuracy.evaluate import evaluate
 from wnlb.calibration.accuracy.score import agreement, score
 from wnlb.calibration.labels.reader import read_labels
-from wnlb.calibration.scenes.dataset import mask_entry, write_scenes
+from wnlb.calibration.scenes.dataset import write_scenes
+from wnlb.calibration.scenes.writing import mask_entry
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.predictor import Predictor
@@ -84,10 +85,10 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_equals_the_library_called_directly(
-    night: Path, small_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    night: Path, brief_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = read_labels(night / "annotations.json")
-    with Predictor(small_model_path) as predictor:
+    with Predictor(brief_model_path) as predictor:
         found = evaluate(predictor, labels, night / "images", "small")
     assert len(found.results) > 50
     truth = COCO(str(night / "annotations.json"))
@@ -125,7 +126,7 @@ def test_classes_are_matched_by_name_whatever_the_ids() -> None:
         category_ids(("bicycle",), labels)
 
 
-def test_lis_in_its_own_folders_names_and_ids(tmp_path: Path, small_model_path: Path) -> None:
+def test_lis_in_its_own_folders_names_and_ids(tmp_path: Path, brief_model_path: Path) -> None:
     """Folders and file names as its page lists them, Pascal VOC's class names, category ids from 0."""
     write_scenes(tmp_path / "made", 2, 64, 96, (300.0,), seed=11)
     document = json.loads((tmp_path / "made" / "annotations.json").read_text())
@@ -142,7 +143,7 @@ def test_lis_in_its_own_folders_names_and_ids(tmp_path: Path, small_model_path: 
         entry["category_id"] -= 1
     path = tmp_path / "LIS" / "annotations" / "lis_coco_JPG_test+1.json"
     path.write_text(json.dumps(document))
-    with Predictor(small_model_path) as predictor:
+    with Predictor(brief_model_path) as predictor:
         found = evaluate(predictor, read_labels(path), pictures, "m")
     assert found.overall.images == 2
     assert set(found.by_class) == set(voc)
@@ -159,9 +160,9 @@ def test_crowds_are_ignored_not_missed() -> None:
     assert (found.mask_ap, found.objects) == (pytest.approx(100), 3)
 
 
-def test_command(night: Path, small_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(night: Path, brief_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--annotations", str(night / "annotations.json"), "--images", str(night / "images")]
-    model = str(small_model_path)
+    model = str(brief_model_path)
     assert main(["evaluate", model, "--baseline", model, *arguments, "-o", str(tmp_path / "r"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["models"][0] == told["models"][1]
@@ -175,10 +176,10 @@ def test_command(night: Path, small_model_path: Path, tmp_path: Path, capsys: py
 
 
 def test_command_without_labels(
-    night: Path, small_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    night: Path, brief_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A model's own sure detections are the truth, and it finds them all."""
-    model, images = str(small_model_path), ["--images", str(night / "images")]
+    model, images = str(brief_model_path), ["--images", str(night / "images")]
     assert main(["evaluate", model, "--baseline", model, *images, "--count", "2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["truth"] == "reference"
@@ -187,7 +188,7 @@ def test_command_without_labels(
     assert (first["overall"]["images"], first["overall"]["objects"]) == (2, told["agreement"]["first"])
     assert first["overall"]["box_ap"] > 99
     assert main(["evaluate", model, "--baseline", model, *images, "--count", "2"]) == 0
-    assert "objects that small.onnx finds with a score of 0.5 or more" in capsys.readouterr().out
+    assert "objects that brief.onnx finds with a score of 0.5 or more" in capsys.readouterr().out
     assert main(["evaluate", model, *images]) == 2
     assert "neither --annotations nor --baseline" in capsys.readouterr().err
     assert [frame.name for frame in _evenly_taken(Namespace(images=images[1], count=3))] == [

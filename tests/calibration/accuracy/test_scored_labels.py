@@ -26,7 +26,8 @@ from wnlb.calibration.accuracy.report import coco_results, markdown
 from wnlb.calibration.accuracy.score import STATS, Accuracy, Evaluation
 from wnlb.calibration.labels.pictures import LabelledPictures
 from wnlb.calibration.labels.reader import read_labels
-from wnlb.calibration.scenes.dataset import write_darkened, write_scenes
+from wnlb.calibration.scenes.darkened_dataset import write_darkened
+from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.runtime.cli import main
 from wnlb.runtime.detections import Detections, Mask
 from wnlb.runtime.errors import WnlbError
@@ -62,13 +63,13 @@ def figures(accuracy: Accuracy, kind: str) -> list[float]:
 
 
 def test_the_written_results_give_the_same_figures_in_pycocotools(
-    small_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    brief_model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also by size and of recall; annotations of three sizes."""
     write_scenes(tmp_path, 6, 160, 240, [1000, 10], seed=2, workers=1)
     annotations = tmp_path / "annotations.json"
-    words = ["evaluate", str(small_model_path), "--annotations", str(annotations), "--images", str(tmp_path / "images")]
-    assert main([*words, "--baseline", str(small_model_path), "-o", str(tmp_path / "report"), "--json"]) == 0
+    words = ["evaluate", str(brief_model_path), "--annotations", str(annotations), "--images", str(tmp_path / "images")]
+    assert main([*words, "--baseline", str(brief_model_path), "-o", str(tmp_path / "report"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["notes"] == []
     results = json.loads((tmp_path / "report" / "results.json").read_text())

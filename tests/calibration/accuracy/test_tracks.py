@@ -159,8 +159,10 @@ def test_command(brief_model_path: Path, drive: Path, wnlb_here: Callable[..., A
     assert "Tracks of 1 videos with 5 objects" in ran.out
     assert "| luminance" in ran.out.partition("HOTA / IDF1 / MOTA")[2]
     assert (drive / "out" / "report.md").read_text().rstrip() == ran.out.rstrip()
-    told = json.loads(wnlb_here(*words, "--json").out)["tracks"]
+    told = json.loads(wnlb_here(*words, "--smooth", "0.2", "--json").out)["tracks"]
     assert told[0]["overall"]["videos"] == 1
     assert told[0]["overall"]["box"].keys() >= {"hota", "idf1", "mota"}
     refused = wnlb_here("evaluate", brief_model_path, "--images", drive, "--track", "--baseline", brief_model_path)
     assert "--track needs --annotations" in refused.refused()
+    refused = wnlb_here(*words[:-1], "--smooth", "0.2")
+    assert "--smooth averages over tracks; add --track" in refused.refused()

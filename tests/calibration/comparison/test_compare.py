@@ -25,8 +25,8 @@ def images() -> list[np.ndarray]:
     return [rng.integers(0, 256, (1, 64, 96, 3), dtype=np.uint8) for _ in range(2)]
 
 
-def test_taps_in_the_order_of_the_network(small_model_path: Path) -> None:
-    taps = list(taps_of(onnx.load(small_model_path)))
+def test_taps_in_the_order_of_the_network(brief_model_path: Path) -> None:
+    taps = list(taps_of(onnx.load(brief_model_path)))
     blocks = [f"C{i} {side} block" for i in range(2, 6) for side in ("before", "after")]
     assert [tap for tap in taps if tap.startswith("C")] == blocks
     assert set(taps) == {*blocks, "P2", "P3", "P4", "P5", "proposals"}
@@ -44,15 +44,15 @@ def damaged(path: Path, weight: str) -> onnx.ModelProto:
     ("weight", "first"),
     [("fpn.layer_blocks.2.0.weight", "P4"), ("body.layer2.1.conv2.weight", "C3 before block"), (None, None)],
 )
-def test_the_first_tap_that_drifts(small_model_path: Path, weight: str | None, first: str | None) -> None:
-    model = onnx.load(small_model_path)
-    other = damaged(small_model_path, weight) if weight else model
+def test_the_first_tap_that_drifts(brief_model_path: Path, weight: str | None, first: str | None) -> None:
+    model = onnx.load(brief_model_path)
+    other = damaged(brief_model_path, weight) if weight else model
     (report,) = compare_taps([model, other], map(whole, images()))
     assert report.first_drift() == first
     relative = {error.tap: error.relative for error in report.errors}
     assert relative["C2 after block"] == 0
     if weight is None:
-        assert report.proposals == (200, 200)
+        assert report.proposals == (120, 120)
     if first == "P4":
         assert relative["P4"] == pytest.approx(0.5, rel=0.05)  # but for the bias
         assert relative["P3"] == 0
@@ -131,6 +131,13 @@ def test_refusals(
     for models, more, message in (
         ([brief_model_path], [], "expected a reference and at least one other"),
         ([small_checkpoint_path, small_checkpoint_path], [], "only checkpoints were given"),
+        ([brief_model_path, half], ["--count", "0"], "--count is 0; expected 1 or more"),
+        ([brief_model_path, half], ["--show", "-1"], "--show is -1; expected 0 or more"),
+        ([brief_model_path, half], ["--tap-pictures", "-1"], "--tap-pictures is -1; expected 0 or more"),
+        ([brief_model_path, night / "images" / "000000.png"], [], "is a picture; expected weights"),
+        ([brief_model_path, "sampel"], [], "does not exist; expected a file"),
+        ([small_checkpoint_path, brief_model_path], ["--weights", "ema"], "no weights named 'ema'"),
+        ([small_checkpoint_path, brief_model_path], ["--set", "mode"], "expected NAME=VALUE"),
         (
             [brief_model_path, half],
             ["--annotations", night / "annotations.json"],

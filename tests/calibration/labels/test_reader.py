@@ -252,6 +252,16 @@ def test_fractions_are_no_pixels() -> None:
     refused(content, "fractions of the image do; expected pixels")
 
 
+def test_corners_are_no_sizes() -> None:
+    content = document()
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x, y, x + w, y + h]
+    refused(content, "every bbox is x1 y1 x2 y2, as the masks show; expected COCO's x y width height")
+    content["annotations"][2:] = document()["annotations"][2:]  # some that are right: noted, not refused
+    assert any("bbox is not that of its mask" in note for note in labels_of(content).notes)
+
+
 def test_what_is_not_read_is_kept() -> None:
     content = {"info": {"year": 2024}, "licenses": [1], **changed("annotations", keypoints=[1], score=0.5)}
     content["images"][0]["coco_url"] = "x"

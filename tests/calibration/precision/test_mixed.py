@@ -76,8 +76,8 @@ def test_an_output_keeps_its_type() -> None:
 
 
 @pytest.fixture(scope="module")
-def fp16(small_model_path: Path) -> onnx.ModelProto:
-    return Converter(small_model_path).half("fp16")[0]
+def fp16(brief_model_path: Path) -> onnx.ModelProto:
+    return Converter(brief_model_path).half("fp16")[0]
 
 
 def test_box_arithmetic_stays_fp32(fp16: onnx.ModelProto) -> None:
@@ -106,17 +106,17 @@ def test_fp32_neighbours_exchange_fp32(fp16: onnx.ModelProto) -> None:
             assert makers[node.input[0]].op_type != "Cast" or "image" in makers[node.input[0]].input, node.name
 
 
-def test_detections_hardly_move(fp16: onnx.ModelProto, small_model_path: Path) -> None:
+def test_detections_hardly_move(fp16: onnx.ModelProto, brief_model_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), dtype=np.uint8)
-    full = ort.InferenceSession(str(small_model_path)).run(None, whole(image))
+    full = ort.InferenceSession(str(brief_model_path)).run(None, whole(image))
     half = ort.InferenceSession(fp16.SerializeToString()).run(None, whole(image))
     assert abs(int(full[4][0]) - int(half[4][0])) <= 0.1 * full[4][0]
     np.testing.assert_allclose(half[1][0][:10], full[1][0][:10], atol=0.02)
     assert not np.array_equal(half[1], full[1])
 
 
-def test_feature_maps_are_half_up_to_the_sampling(small_model_path: Path) -> None:
-    model = onnx.load(small_model_path)
+def test_feature_maps_are_half_up_to_the_sampling(brief_model_path: Path) -> None:
+    model = onnx.load(brief_model_path)
     heavy = heavy_nodes(model)
     atlas = next(node for node in model.graph.node if node.op_type == "GridSample").input[0]
     maker = next(node for node in model.graph.node if atlas in node.output)
@@ -127,8 +127,8 @@ def test_feature_maps_are_half_up_to_the_sampling(small_model_path: Path) -> Non
     assert "image" not in tensors
 
 
-def test_groups_cover_every_layer(small_model_path: Path) -> None:
-    model = onnx.load(small_model_path)
+def test_groups_cover_every_layer(brief_model_path: Path) -> None:
+    model = onnx.load(brief_model_path)
     assert blocks_of(model) == {f"body.layer{i}.wnlb": f"c{i + 1}" for i in range(1, 5)}
     groups = groups_of(model)
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]

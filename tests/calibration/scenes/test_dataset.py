@@ -9,7 +9,8 @@ from pycocotools.coco import COCO
 from wnlb.calibration.labels.labels import Image, Labels
 from wnlb.calibration.labels.pictures import LabelledPictures
 from wnlb.calibration.labels.reader import read_labels
-from wnlb.calibration.scenes.dataset import write_darkened, write_scenes
+from wnlb.calibration.scenes.darkened_dataset import write_darkened
+from wnlb.calibration.scenes.dataset import write_scenes
 from wnlb.calibration.scenes.scene import make_scene
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import WnlbError
@@ -112,3 +113,40 @@ def test_darkening_writes_only_where_it_should(tmp_path: Path, names: list[str],
     with pytest.raises(WnlbError, match=said):
         write_darkened(labels, LabelledPictures(labels, tmp_path), tmp_path / "dark", [30], seed=0)
     assert not (tmp_path / "dark").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "99999x99999"], "expected sizes from 64 to 8192"),
+        (["--darkness", "1e300"], "expected different numbers of photo-electrons from 0.1 to 100000"),
+        (["--darkness", "1e-300"], "expected different numbers of photo-electrons from 0.1 to 100000"),
+        (["--darkness", "99999.91,99999.92"], "expected different numbers"),  # one folder's name
+        (["--frames", "5"], "--frames is of videos; give --video too"),
+        (["--fps", "5"], "--fps is of videos; give --video too"),
+    ],
+)
+def test_what_makes_no_scene_is_refused_before_a_folder_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert main(["scenes", "-o", str(tmp_path / "night"), "--count", "1", *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "night").exists()
+
+
+def test_a_set_is_not_put_among_pictures_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["scenes", "-o", str(tmp_path), "--size", "64x64", "--workers", "1", "--darkness", "30", "--count"]
+    assert main([*words, "2"]) == 0
+    labels = (tmp_path / "annotations.json").read_bytes()
+    assert main([*words, "1"]) == 2
+    assert "images holds 1 file(s) of something else (the first: 000001.png)" in capsys.readouterr().err
+    assert main([*words[:3], "--video", "--frames", "1", *words[3:], "1"]) == 2
+    dark = ["darken", "--annotations", str(tmp_path / "annotations.json"), "--images", str(tmp_path / "images")]
+    (tmp_path / "dark" / "30" / "images").mkdir(parents=True)
+    (tmp_path / "dark" / "30" / "images" / "mine.jpg").touch()
+    assert main([*dark, "-o", str(tmp_path / "dark"), "--darkness", "300,30"]) == 2
+    assert "the first: mine.jpg" in capsys.readouterr().err
+    assert not (tmp_path / "dark" / "300").exists()
+    assert (tmp_path / "annotations.json").read_bytes() == labels

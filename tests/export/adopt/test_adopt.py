@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+import torch
 from small_yolo import CLASSES, write_small_yolo
 from tensorrt_rtx_build import build_in_tensorrt_rtx
 
@@ -195,6 +196,13 @@ def test_the_command(original: Path, adopted: Path, tmp_path: Path, wnlb_here: C
     refused = wnlb_here("adopt", adopted, "-o", tmp_path / "again.onnx").refused()
     assert "is a file of ours already" in refused
     assert "--size is 128x128" in wnlb_here("adopt", original, "-o", path, "--size", "128x128").refused()
+    before = original.read_bytes()
+    assert "which would be lost" in wnlb_here("adopt", original, "-o", original).refused()
+    assert original.read_bytes() == before
+    for zipped in (True, False):
+        torch.save({"model": None}, tmp_path / "best.pt", _use_new_zipfile_serialization=zipped)
+        refused = wnlb_here("adopt", tmp_path / "best.pt", "-o", path).refused()
+        assert "is a checkpoint; expected an ONNX file: where it was trained, 'yolo export model=best.pt" in refused
     simple = onnx.helper.make_model(
         onnx.helper.make_graph(
             [onnx.helper.make_node("Identity", ["x"], ["y"])],

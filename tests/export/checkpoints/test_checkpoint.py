@@ -239,7 +239,7 @@ class Dangerous:
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + b"\0" * 200])
 def test_files_that_are_no_checkpoints(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a readable") as refused:
+    with pytest.raises(CheckpointError, match=r"not a readable|is empty") as refused:
         load_checkpoint(tmp_path / name)
     assert "\n" not in str(refused.value)
 

@@ -17,10 +17,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 
+from wnlb.export.arguments import overrides_of
 from wnlb.export.checkpoints.checkpoint import read_checkpoint
 from wnlb.export.checkpoints.frameworks import recognise, settings_for, torchvision_state
 from wnlb.export.checkpoints.names.dialect import infer_config
-from wnlb.export.command import _override
 from wnlb.export.graph.deploy import DeployGraph
 from wnlb.export.model import model_from_config
 from wnlb.export.onnx_file.export_onnx import export_onnx
@@ -131,7 +131,7 @@ def test_own_choices_are_exported_exactly(tmp_path: Path, own_choices: tuple[Mas
         "image_mean=[0.1, 0.2, 0.3]",
         "image_std=[0.5, 0.4, 0.3]",
     )
-    model, config = (read := read_checkpoint(path, overrides=dict(map(_override, words)))).model, read.config
+    model, config = (read := read_checkpoint(path, overrides=overrides_of(words))).model, read.config
     assert (config.mask_classes, config.anchors_per_position) == (91, 4)
     report = export_onnx(model, tmp_path / "m.onnx", ExportOptions(*SIZE, post_nms_top_n=200, detections=30))
     assert report.contract.mean == (0.1, 0.2, 0.3)
@@ -151,7 +151,7 @@ def test_the_settings_that_the_error_proposes_work(own_choices: tuple[MaskRCNN, 
         infer_config(state, {})
     proposal = str(refused.value)[str(refused.value).index("--set") :]
     words = [word for word in shlex.split(proposal) if word != "--set"]
-    config = infer_config(state, dict(map(_override, words)))
+    config = infer_config(state, overrides_of(words))
     assert AnchorGenerator(*config.anchors).num_anchors_per_location() == [anchors] * 5
 
 
@@ -174,11 +174,12 @@ def test_frozen_batch_norm_gets_a_hint_about_its_epsilon(tmp_path: Path) -> None
     body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=3)  # torchvision's frozen norms
     torch.save(MaskRCNN(body, num_classes=3).state_dict(), tmp_path / "c.pth")
     hints = read_checkpoint(tmp_path / "c.pth").hints
-    assert len(hints) == 1
+    assert len(hints) == 2
+    assert "--classes" in hints[1]
     word = re.search(r"--set (\S+)", hints[0])
     assert word
-    set_to = read_checkpoint(tmp_path / "c.pth", overrides=dict([_override(word[1])]))
-    assert (set_to.hints, set_to.config.norm_eps, set_to.model.backbone.body.bn1.eps) == ((), 0, 0)
+    set_to = read_checkpoint(tmp_path / "c.pth", overrides=overrides_of([word[1]]))
+    assert (set_to.hints[:-1], set_to.config.norm_eps, set_to.model.backbone.body.bn1.eps) == ((), 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -206,5 +207,5 @@ def test_frozen_batch_norm_gets_a_hint_about_its_epsilon(tmp_path: Path) -> None
 )
 def test_settings_that_do_not_fit_are_named(own_choices: tuple[MaskRCNN, Path], word: str, said: str) -> None:
     with pytest.raises(WnlbError, match=said) as refused:
-        infer_config(own_choices[0].state_dict(), dict([_override(word)]))
+        infer_config(own_choices[0].state_dict(), overrides_of([word]))
     assert "\n" not in str(refused.value)

@@ -4,9 +4,11 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -259,7 +261,7 @@ def test_shards_that_torch_saved(tmp_path: Path, state: State) -> None:
     ("spoil", "said"),
     [
         (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), "of 2 shards model-00002-of.* missing"),
-        (lambda f: (f / "model-00002-of-00002.safetensors").write_bytes(b""), "not a readable"),
+        (lambda f: (f / "model-00002-of-00002.safetensors").write_bytes(b""), "is empty; expected weights"),
         (lambda f: (f / "model.safetensors.index.json").write_text("{"), "not a readable"),
         (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "not a readable"),
         (lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {}}'), "expected files beside it"),
@@ -284,3 +286,16 @@ def test_an_array_of_objects_is_one_line(tmp_path: Path, state: State) -> None:
     with pytest.raises(CheckpointError, match="an array holds objects, which are no numbers") as error:
         read_checkpoint(tmp_path / "model.pkl")
     assert "\n" not in str(error.value)
+
+
+def test_a_model_of_ultralytics_is_sent_to_adopt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type("SegmentationModel", (torch.nn.Module,), {"__module__": "ultralytics.nn.tasks"})
+    module = ModuleType("ultralytics.nn.tasks")
+    monkeypatch.setattr(module, "SegmentationModel", kind, raising=False)
+    for name in ("ultralytics", "ultralytics.nn", "ultralytics.nn.tasks"):
+        monkeypatch.setitem(sys.modules, name, module)
+    model = kind()
+    model.layer = torch.nn.Linear(2, 2)
+    torch.save({"model": model, "ema": None, "train_args": {"task": "segment"}}, tmp_path / "best.pt")
+    with pytest.raises(CheckpointError, match=r"'yolo export model=\.\.\. format=onnx', then 'wnlb adopt'"):
+        read_checkpoint(tmp_path / "best.pt")

@@ -69,10 +69,13 @@ LONGER = {"resnet101", "resnet152", "resnext101_32x8d", "resnext101_64x4d", "wid
 
 
 def combinations() -> Iterator[Any]:
-    """All of both kinds of backbone; groups and widths once; longer forms, of the same units, in slow runs."""
+    """All of one kind of backbone; of the other, each mode and each placement; groups and widths once.
+
+    In slow runs the rest, and longer forms of the same units.
+    """
     for mode, placement, backbone in itertools.product(MODES, PLACEMENTS, BACKBONES):
-        usual = backbone in ("resnet18", "resnet50") or (mode, placement) == ("embedded", "inline")
-        usual &= backbone not in LONGER
+        first = (mode == "embedded") + (placement == "inline")
+        usual = first >= {"resnet18": 0, "resnet50": 1}.get(backbone, 2) and backbone not in LONGER
         yield pytest.param(mode, placement, backbone, marks=[] if usual else pytest.mark.slow)
 
 
@@ -93,18 +96,19 @@ def test_batch_of_two_equals_two_single_images() -> None:
     assert not np.array_equal(ours["boxes"][0], ours["boxes"][1])
 
 
+FEWER = {"pre_nms_top_n": 300, "post_nms_top_n": 100}  # proposals, of five pictures
 CONTENT = np.array([[64, 70], [41, 96], [37, 59], [64, 96], [21, 96]], np.int32)
 
 
 def test_pictures_that_do_not_fill_their_frames() -> None:
     """Noise beside them is not seen, and boxes end where they end; in the middle of cells and strides, too."""
-    ours = assert_same(small_model(), ExportOptions(64, 96, batch=5), 1, CONTENT)
+    ours = assert_same(small_model(), ExportOptions(64, 96, batch=5, **FEWER), 1, CONTENT)
     for boxes, count, (height, width) in zip(ours["boxes"], ours["count"], CONTENT, strict=True):
         assert (boxes[:count, 2:].max(0) == [width, height]).all()
 
 
 def test_what_lies_beside_the_picture_does_not_matter() -> None:
-    model, options = small_model(), ExportOptions(64, 96, batch=5)
+    model, options = small_model(), ExportOptions(64, 96, batch=5, **FEWER)
     pictures = images(64, 96, 5)
     expected = static_detections(model, options, pictures, CONTENT)
     for picture, (height, width) in zip(pictures, CONTENT, strict=True):
@@ -130,6 +134,12 @@ def test_for_a_cpu(batch: int) -> None:
     model = small_model()
     ours = assert_same(model, ExportOptions(64, 96, batch=batch, target="cpu"))
     assert ours["masks"].std() > 0
+
+
+def test_for_a_cpu_of_wide_maps() -> None:
+    """Those of the FPN and of the RPN's head in tiles as well."""
+    model = small_model(fpn_channels=256, placement="fpn", rpn_convs=2)
+    assert_same(model, ExportOptions(160, 160, batch=2, target="cpu"))
 
 
 def test_for_a_cpu_the_mask_head_must_be_plain() -> None:

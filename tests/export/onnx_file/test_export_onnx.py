@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from conftest import BRIEF
 from model_inputs import whole
 from onnx import TensorProto, helper
 from small_models import small_model
@@ -28,7 +29,7 @@ from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import METADATA_KEY, Contract
 from wnlb.runtime.errors import GraphError, VerificationError, WnlbError
 
-BRIEF = {"pre_nms_top_n": 100, "post_nms_top_n": 60, "candidates": 480, "nms_rounds": 16}  # a CPU is through with soon
+PLAIN: tuple[dict[str, Any], dict[str, Any]] = ({"levels": ()}, {"masks": "none"})  # half as long to trace
 DEFAULTS = {"pre_nms_top_n": None, "post_nms_top_n": None, "candidates": 1000, "nms_rounds": 32}
 # Every mode, placement and backbone, batch 2, chunked attention, no masks, no blocks, each in one file at least.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -114,16 +115,16 @@ def test_a_failed_verification_leaves_no_file(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(stage, "trace", trace_and_damage)
     with pytest.raises(VerificationError, match=r"noise: .*scores differ by") as failed:
-        export(tmp_path / "model.onnx", {}, {})
+        export(tmp_path / "model.onnx", *PLAIN)
     assert failed.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_few_nms_rounds_or_candidates_fail_the_verification(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match=r"NMS of the proposals needs \d+ rounds, more than the 1 of"):
-        export(tmp_path / "model.onnx", {}, {"nms_rounds": 1})
+        export(tmp_path / "model.onnx", PLAIN[0], {**PLAIN[1], "nms_rounds": 1})
     with pytest.raises(VerificationError, match="more candidates pass the score threshold than --candidates"):
-        export(tmp_path / "model.onnx", {}, {"candidates": 60, "nms_threshold": 0.1})
+        export(tmp_path / "model.onnx", PLAIN[0], {**PLAIN[1], "candidates": 60, "nms_threshold": 0.1})
     assert list(tmp_path.iterdir()) == []
 
 

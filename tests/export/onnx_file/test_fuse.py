@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import BRIEF
 from model_inputs import whole
 from onnx import TensorProto, checker, helper, numpy_helper
 from small_models import small_config, small_model
@@ -116,7 +117,7 @@ def test_names_inside_a_body_differ_from_those_outside(standard: onnx.ModelProto
 def test_exported_as_plugin(mode: str, tmp_path: Path, picture: np.ndarray) -> None:
     """In pieces, so that the body has Split and Concat; verified in ONNX Runtime by the export itself."""
     model = small_model(mode=mode, levels=("c2", "c4"))
-    options = ExportOptions(128, 128, attention="c2=plugin", attention_memory=2**20, post_nms_top_n=60, nms_rounds=16)
+    options = ExportOptions(128, 128, attention="c2=plugin", attention_memory=2**20, **BRIEF)
     report = export_onnx(model, tmp_path / "model.onnx", options, class_names=small_config().class_names)
     assert report.contract.attention == {"c2": f"{mode}/plugin", "c4": f"{mode}/standard"}
     file = onnx.load(tmp_path / "model.onnx")

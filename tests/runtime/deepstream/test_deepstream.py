@@ -125,7 +125,7 @@ def test_an_engine_of_another_model_is_told(
         assert f"the engine has no output {name}" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("model", ["small_model_path", "batches_model_path"])
+@pytest.mark.parametrize("model", ["brief_model_path", "batches_model_path"])
 def test_the_file_and_the_parser_find_what_the_predictor_finds(
     model: str, request: pytest.FixtureRequest, parser: Callable[..., Any]
 ) -> None:
@@ -219,7 +219,7 @@ def test_the_command_writes_a_folder(wnlb_here: Callable[..., Any], batches_mode
 
 def test_refusals(
     wnlb_here: Callable[..., Any],
-    small_model_path: Path,
+    brief_model_path: Path,
     small_cpu_model_path: Path,
     planted_model: Callable[..., Path],
     tmp_path: Path,
@@ -228,10 +228,10 @@ def test_refusals(
     two = planted_model(tmp_path / "two.onnx")
     for words, message in (
         ([small_cpu_model_path, "--frame", "90x160"], "is made for a CPU"),
-        ([small_model_path, "--frame", "1080p"], "expected HEIGHTxWIDTH"),
-        ([small_model_path, "--frame", "1x160"], "2 to 16384 pixels a side"),
-        ([small_model_path, "--frame", "90x160", "--cameras", "2"], "expected 1 to 1"),
-        ([small_model_path, "--frame", "90x160", "--score-threshold", "nan"], "expected a number above 0 up to 1"),
+        ([brief_model_path, "--frame", "1080p"], "expected HEIGHTxWIDTH"),
+        ([brief_model_path, "--frame", "1x160"], "2 to 16384 pixels a side"),
+        ([brief_model_path, "--frame", "90x160", "--cameras", "2"], "expected 1 to 1"),
+        ([brief_model_path, "--frame", "90x160", "--score-threshold", "nan"], "expected a number above 0 up to 1"),
         (
             [two, "--frame", "90x160"],
             "takes 2 frames, never fewer, and cameras do not keep step",

@@ -42,9 +42,9 @@ def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def test_an_exported_file_builds(small_model_path: Path, tmp_path: Path) -> None:
+def test_an_exported_file_builds(brief_model_path: Path, tmp_path: Path) -> None:
     engine, seen = tmp_path / "model.engine", []
-    manifest = build_engine(small_model_path, engine, RTX, lambda fraction, what: seen.append((fraction, what)) or True)
+    manifest = build_engine(brief_model_path, engine, RTX, lambda fraction, what: seen.append((fraction, what)) or True)
     assert read_manifest(engine) == manifest
     assert engine.stat().st_size > 1e5
     assert (manifest.library, manifest.gpu, manifest.compute_capability) == ("tensorrt-rtx", "", "")
@@ -89,8 +89,8 @@ def test_files_for_a_cpu_are_refused(small_cpu_model_path: Path, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plugin_nodes_build_through_their_bodies(small_model_path: Path, tmp_path: Path) -> None:
-    model = onnx.load(small_model_path)
+def test_plugin_nodes_build_through_their_bodies(brief_model_path: Path, tmp_path: Path) -> None:
+    model = onnx.load(brief_model_path)
     assert fuse_attention(model)
     onnx.save(model, tmp_path / "fused.onnx")
     manifest = build_engine(tmp_path / "fused.onnx", tmp_path / "model.engine", RTX)
@@ -125,7 +125,7 @@ def test_a_node_that_it_cannot_take(tmp_path: Path) -> None:
 
 
 def test_refusals(
-    wnlb_here: Callable[..., Any], small_model_path: Path, planted_model_path: Path, tmp_path: Path
+    wnlb_here: Callable[..., Any], brief_model_path: Path, planted_model_path: Path, tmp_path: Path
 ) -> None:
     engine = tmp_path / "m.engine"
     value = helper.make_tensor_value_info
@@ -140,19 +140,19 @@ def test_refusals(
         ([tmp_path / "no.onnx", "-o", engine], "does not exist"),
         ([__file__, "-o", engine], "not a readable ONNX file"),
         ([tmp_path / "dynamic.onnx", "-o", engine], "input x is float32 [batch, 3]; expected a static shape"),
-        ([small_model_path, "-o", tmp_path / "m.onnx"], "expected .engine"),
+        ([brief_model_path, "-o", tmp_path / "m.onnx"], "expected .engine"),
         (
-            [small_model_path, "-o", tmp_path / "no" / "m.engine", "--target", "tensorrt-rtx"],
+            [brief_model_path, "-o", tmp_path / "no" / "m.engine", "--target", "tensorrt-rtx"],
             "does not exist; create it",
         ),
-        ([small_model_path, "-o", engine, "--workspace", "-1"], "workspace is -1 MiB"),
-        ([small_model_path, "-o", engine, "--optimization-level", "6"], "expected 0 to 5"),
-        ([small_model_path, "-o", engine, "--batch", "2"], "takes one number of frames; leave --batch out"),
-        ([small_model_path, "-o", engine, "--compute-capability", "89"], "expected one like 8.9"),
-        ([small_model_path, "-o", engine, "--workspace", "9" * 17], "less than 16 TiB"),
+        ([brief_model_path, "-o", engine, "--workspace", "-1"], "workspace is -1 MiB"),
+        ([brief_model_path, "-o", engine, "--optimization-level", "6"], "expected 0 to 5"),
+        ([brief_model_path, "-o", engine, "--batch", "2"], "takes one number of frames; leave --batch out"),
+        ([brief_model_path, "-o", engine, "--compute-capability", "89"], "expected one like 8.9"),
+        ([brief_model_path, "-o", engine, "--workspace", "9" * 17], "less than 16 TiB"),
         ([tmp_path / "shapeless.onnx", "-o", engine], "input x is float32 []; expected a static shape"),
-        ([small_model_path, "-o", engine, "--target", "tensorrt-rtx", "--timing-cache", "t"], "keeps no timings"),
-        *([] if TENSORRT else [([small_model_path, "-o", engine, "--target", "tensorrt"], "JetPack brings it")]),
+        ([brief_model_path, "-o", engine, "--target", "tensorrt-rtx", "--timing-cache", "t"], "keeps no timings"),
+        *([] if TENSORRT else [([brief_model_path, "-o", engine, "--target", "tensorrt"], "JetPack brings it")]),
     ):
         assert message in wnlb_here("build", *words).refused()
     assert {path.suffix for path in tmp_path.iterdir()} == {".onnx"}
@@ -171,25 +171,25 @@ def test_the_command_and_what_others_say_of_its_engine(
     assert "NVIDIA" in wnlb("run", engine, tmp_path / "frame.png", "--jsonl", "-").refused()
 
 
-def test_a_full_disk_leaves_nothing(small_model_path: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing(brief_model_path: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 
-    words = ["build", small_model_path, "-o", tmp_path / "m.engine", "--target", "tensorrt-rtx"]
+    words = ["build", brief_model_path, "-o", tmp_path / "m.engine", "--target", "tensorrt-rtx"]
     command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
-    ran = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 2
     assert "m.engine cannot be written: File too large" in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_killed_at_any_moment_no_broken_engine_appears(small_model_path: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_no_broken_engine_appears(brief_model_path: Path, tmp_path: Path) -> None:
     """Killed from the first written byte on; whatever bears the engine's name is whole."""
     engine = tmp_path / "m.engine"
-    words = ["build", small_model_path, "-o", engine, "--target", "tensorrt-rtx", "--quiet"]
+    words = ["build", brief_model_path, "-o", engine, "--target", "tensorrt-rtx", "--quiet"]
     command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
     for grown in (0, 1, 1 << 20):
         process = subprocess.Popen(command)
@@ -226,7 +226,7 @@ def test_ctrl_c_in_the_middle_is_one_line(tmp_path: Path) -> None:
             time.sleep(0.001)
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=300)
         assert (process.returncode, error) == (130, "wnlb build: interrupted\n")
         assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
 

@@ -24,6 +24,7 @@ import pytest
 from wnlb.runtime.cli import main
 from wnlb.runtime.errors import PictureError
 from wnlb.runtime.live import command as run_command
+from wnlb.runtime.live import outputs
 from wnlb.runtime.live.feed import Feed
 
 
@@ -109,7 +110,7 @@ def test_a_full_disk_leaves_no_broken_video(planted_model_path: Path, tmp_path: 
 
     words = ["run", planted_model_path, source, "--every-frame", "--quiet", "--video", tmp_path / "o.mp4"]
     command = [sys.executable, "-m", "wnlb.runtime.cli", *map(str, words)]
-    ran = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, timeout=300)
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
     assert "could not be written whole" in ran.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["long.avi"]
@@ -136,12 +137,12 @@ def test_a_signal_closes_everything(planted_model_path: Path, tmp_path: Path, nu
     announced = process.stderr.readline()
     url = re.findall(r"http://127\.0\.0\.1:\d+/", announced)[0]
     assert "on this machine only" in announced
-    with urllib.request.urlopen(f"{url}frame.jpg", timeout=10) as answer:  # waits for a frame
+    with urllib.request.urlopen(f"{url}frame.jpg", timeout=120) as answer:  # waits for a frame
         assert answer.status in (200, 204)
     while not (tmp_path / "o.jsonl").read_text().count("\n") > 3:
         assert process.poll() is None
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     done = int(out.split()[0])
     assert len(lines(tmp_path / "o.jsonl")) == done
@@ -163,7 +164,7 @@ class Unplugged:
     def read(self) -> tuple[bool, Any]:
         self._left -= 1
         if self._left < 0 and self.opened > 3 and not self.pressed:
-            type(self).pressed = self.drawn.wait(20)
+            type(self).pressed = self.drawn.wait(120)
             os.kill(os.getpid(), signal.SIGINT)
         return self._left >= 0, np.full((32 + 2 * self.opened, 48, 3), 255, np.uint8)
 
@@ -195,11 +196,29 @@ def test_an_unplugged_camera_is_told_and_comes_back(
 def test_without_an_output_it_is_shown(
     planted_model_path: Path, drive: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run_command, "DEFAULT_PAGE", "127.0.0.1:0")
+    monkeypatch.setattr(outputs, "DEFAULT_PAGE", "127.0.0.1:0")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     assert main(["run", str(planted_model_path), str(drive)]) == 0
     assert "live page at http://127.0.0.1:" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_whole_lines(
+    wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path
+) -> None:
+    log, limits = tmp_path / "o.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.write_text('{"frame": 0, "of": "the night before"}\n')
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        ran = wnlb_here("run", planted_model_path, drive, "--every-frame", "--jsonl", log, "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert ran.refused() == f"wnlb run: error: {log} cannot be written: File too large"
+    assert 1 < len(lines(log)) < 12
+    assert 500 < len(log.read_bytes()) < 1000
+    assert log.read_text().endswith("\n")
 
 
 def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path) -> None:
@@ -215,6 +234,7 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, drive
         ),
         ([planted_model_path, "rtsp://a/b", "--every-frame"], "--every-frame is for sources with an end"),
         ([planted_model_path, "rtsp://me:secret@a/b?password=x", "--every-frame"], "end, a_b has none; leave it out"),
+        ([planted_model_path, "ftp://me:secret@a/b.mp4"], "source ftp://a/b.mp4 is an address of ftp; expected rtsp,"),
         ([planted_model_path, "63"], "camera 63 cannot be opened"),
         ([planted_model_path, "9" * 20], "expected an index from 0 to 255"),
         ([planted_model_path, drive, "--camera", "1280x720"], "a mode can be asked of cameras only"),

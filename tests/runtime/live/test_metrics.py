@@ -20,7 +20,7 @@ from wnlb.runtime.contract import Contract
 from wnlb.runtime.darkness import luminance
 from wnlb.runtime.detections import Detections
 from wnlb.runtime.errors import WnlbError
-from wnlb.runtime.live import command as run_command
+from wnlb.runtime.live import outputs
 from wnlb.runtime.live.metrics import MetricsSink
 from wnlb.runtime.live.stream import Result, StreamState
 
@@ -41,7 +41,7 @@ def result(value: int, latency_ms: float, *labels: int) -> Result:
 
 def told(url: str) -> dict[str, float]:
     """Samples by ``name{label values}``."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=120) as answer:
         text = answer.read().decode()
     return {
         f"{sample.name}{{{','.join(sample.labels.values())}}}": sample.value
@@ -116,10 +116,10 @@ def test_a_run_tells_prometheus_and_systemd_of_every_frame(
         found.update(told(self.url))
         close(self, failed)
 
-    monkeypatch.setattr(run_command.MetricsSink, "close", look_first)
+    monkeypatch.setattr(outputs.MetricsSink, "close", look_first)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
-        systemd.settimeout(10)
+        systemd.settimeout(120)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         monkeypatch.setenv("WATCHDOG_USEC", "4")  # a sign of life with every frame
         monkeypatch.delenv("WATCHDOG_PID", raising=False)

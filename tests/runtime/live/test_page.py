@@ -50,7 +50,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Iterator[LivePage]:
 
 def ask(page: LivePage, path: str, host: str = "") -> tuple[http.client.HTTPResponse, bytes]:
     port = int(page.url.rsplit(":", 1)[1].strip("/"))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request("GET", path, headers={"Host": host} if host else {})
     answer = connection.getresponse()
     body = answer.read()
@@ -84,7 +84,7 @@ def test_a_request_waits_for_the_next_picture(page: LivePage, monkeypatch: pytes
     while not page.watched:
         time.sleep(0.001)
     page.show(np.zeros((8, 8, 3), np.uint8), Detections.none(8, 8))
-    thread.join(10)
+    thread.join(120)
     assert answers[0][0].headers["X-Frame"] == "1"
 
 
@@ -127,12 +127,12 @@ def test_connections_are_limited(page: LivePage) -> None:
     held = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
     ended = []
     for connection in held[32:]:
-        connection.settimeout(10)
+        connection.settimeout(120)
         ended.append(connection.recv(1))
     assert ended == [b""] * 8
     for connection in held:
         connection.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 120
     while True:  # until the others are noticed to have left
         try:
             assert ask(page, "/state.json")[0].status == 200

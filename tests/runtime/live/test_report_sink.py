@@ -166,8 +166,8 @@ def test_without_matplotlib_the_record_is_there(
 
 
 def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path) -> None:
-    assert "record.json cannot be read" in wnlb_here("report", tmp_path).refused()
+    assert "holds no record.json; expected the folder of" in wnlb_here("report", tmp_path).refused()
     (tmp_path / FILE).write_text("{}")
     assert "is no record of 'wnlb run --report'" in wnlb_here("report", tmp_path).refused()
     words = ["run", planted_model_path, drive, "--report", drive]
-    assert "cannot be made" in wnlb_here(*words).refused()
+    assert "drive.avi is a file; choose another" in wnlb_here(*words).refused()

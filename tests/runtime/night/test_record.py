@@ -49,6 +49,22 @@ def test_counts_and_the_sharpest_picture_of_each_track() -> None:
     assert [len(shots) for _, shots in record.shots] == [0] * len(record.shots.contents)
 
 
+def test_an_object_is_what_it_was_taken_for_most(tmp_path: Path) -> None:
+    """As on the terminal and the live page, by the sum of the scores; also after it was read, and of older records."""
+    record = a_night(tracked=True)
+    for i, labels in enumerate([[2], [2], [1], [1], [1]]):  # a car that was a bus for two frames
+        record.add(60.0 * (601 + i), frame(blur=3), found(labels, [77]), 20.0)
+    assert (record.tracks["1.77"].label, record.tracks["1.77"].frames) == (1, 5)
+    record.write(tmp_path)
+    again = Record.read(tmp_path)
+    assert again.tracks["1.77"].votes == record.tracks["1.77"].votes
+    values = json.loads((tmp_path / FILE).read_text())
+    del values["tracks"]["1.77"]["votes"]
+    (tmp_path / FILE).write_text(json.dumps(values))
+    old = Record.read(tmp_path).tracks["1.77"]
+    assert (old.label, old.votes) == (1, {1: pytest.approx(5 * old.score)})
+
+
 def test_without_tracks_each_class_has_pictures_over_the_time() -> None:
     record = a_night(tracked=False)
     assert not record.tracks

@@ -23,12 +23,12 @@ QUICK = ("--duration", "0.2", "--warm-up", "10", "--iterations", "5")
 
 
 def test_two_models_and_one_that_is_none(
-    wnlb: Callable[..., Any], planted_model_path: Path, small_model_path: Path, tmp_path: Path
+    wnlb: Callable[..., Any], planted_model_path: Path, brief_model_path: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"bad")
     for number in range(3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((64, 96, 3), 40 * number, np.uint8))
-    words = [planted_model_path, small_model_path, tmp_path / "bad.onnx", "--images", tmp_path, "--no-accuracy", *QUICK]
+    words = [planted_model_path, brief_model_path, tmp_path / "bad.onnx", "--images", tmp_path, "--no-accuracy", *QUICK]
     ran = wnlb("profile", *words, "-o", tmp_path / "report")
     assert (ran.code, ran.err) == (0, "")
     assert "planted.onnx" in ran.out
@@ -36,9 +36,9 @@ def test_two_models_and_one_that_is_none(
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["format"] == 1
     assert report["frames"] == {"source": str(tmp_path), "count": 3}
-    planted, small, bad = report["rows"]
-    assert (planted["batch"], small["batch"], planted["precision"]) == (2, 1, "fp32")
-    for row in (planted, small):
+    planted, real, bad = report["rows"]
+    assert (planted["batch"], real["batch"], planted["precision"]) == (2, 1, "fp32")
+    for row in (planted, real):
         parts = row["parts"]
         assert parts["total"]["count"] == len(row["samples_ms"]) == len(row["samples_at_s"]) >= 5
         assert row["samples_at_s"] == sorted(row["samples_at_s"])
@@ -49,10 +49,10 @@ def test_two_models_and_one_that_is_none(
         assert row["peak_bytes"] > 20 << 20
         assert row["description"].startswith("ONNX Runtime")
         assert (row["accuracy"], row["made_by"], row["backend"]) == (None, "", "onnxruntime")
-    assert {"c2 block", "mask head"} <= set(small["stages"])
-    known = {stage: ms for stage, ms in small["stages"].items() if stage != "between layers"}
-    assert set(known) == set(small["floor"])
-    assert small["floor"]["c2"]["flops"] > 1e6
+    assert {"c2 block", "mask head"} <= set(real["stages"])
+    known = {stage: ms for stage, ms in real["stages"].items() if stage != "between layers"}
+    assert set(known) == set(real["floor"])
+    assert real["floor"]["c2"]["flops"] > 1e6
     assert report["peaks"]["onnxruntime"]["flops_per_s"]["fp32"] > 1e9
     assert bad["failure"]
     assert bad["parts"] == {}
@@ -69,13 +69,17 @@ def test_two_models_and_one_that_is_none(
     ]
 
 
-@pytest.mark.parametrize("source", ["small_model_path", pytest.param("small_checkpoint_path", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("source", ["brief_model_path", pytest.param("small_checkpoint_path", marks=pytest.mark.slow)])
 def test_what_is_missing_is_made(
-    wnlb: Callable[..., Any], request: pytest.FixtureRequest, source: str, tmp_path: Path
+    wnlb: Callable[..., Any],
+    wnlb_here: Callable[..., Any],
+    request: pytest.FixtureRequest,
+    source: str,
+    tmp_path: Path,
 ) -> None:
     """Exports, converts, scores and measures; the second time nothing is made again."""
     path: Path = request.getfixturevalue(source)
-    wnlb("scenes", "-o", tmp_path / "night", "--count", 2, "--size", "96x128")
+    wnlb_here("scenes", "-o", tmp_path / "night", "--count", 2, "--size", "96x128")
     images, labels = tmp_path / "night" / "images", tmp_path / "night" / "annotations.json"
     words = ["profile", path, "--size", "64x96", "--precisions", "fp16", "--no-stages", *QUICK]
     words += ["--backends", "onnxruntime,tensorrt,tensorrt-rtx"]
@@ -86,21 +90,19 @@ def test_what_is_missing_is_made(
     made = [line.split()[2] for line in ran.err.splitlines() if line.startswith("+ ")]
     assert made == [*(["export"] if path.suffix != ".onnx" else []), "convert", "evaluate"]
     rows = {row["name"]: row for row in json.loads((tmp_path / "report" / "report.json").read_text())["rows"]}
-    row = rows.pop("small.fp16.onnx")
+    row = rows.pop(f"{path.stem}.fp16.onnx")
     assert (row["failure"], row["precision"], row["accuracy"]["truth"]) == ("", "fp16", "labels")
     assert sum(own["images"] for own in row["accuracy"]["by_darkness"].values()) == row["accuracy"]["images"] == 2
     assert row["parts"]["total"]["p50"] > 0
     assert row["build_seconds"] > 0
     assert row["made_by"].startswith("wnlb convert ")
-    names = {f"small.fp16.{backend}.engine" for backend in ("tensorrt", "tensorrt.plugin", "tensorrt-rtx")}
+    names = {f"{path.stem}.fp16.{backend}.engine" for backend in ("tensorrt", "tensorrt.plugin", "tensorrt-rtx")}
     assert {name for name, row in rows.items() if "no NVIDIA driver" in row["failure"]} == names == set(rows)
     again = wnlb(*words)
     assert (again.code, again.err) == (0, "")
 
 
-def test_agreement_without_labels(
-    wnlb: Callable[..., Any], small_model_path: Path, planted_model_path: Path, tmp_path: Path
-) -> None:
+def test_agreement_without_labels(wnlb: Callable[..., Any], small_model_path: Path, tmp_path: Path) -> None:
     """The first FP32 file is the reference, for itself too."""
     for number in range(2):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((64, 96, 3), 100 + 40 * number, np.uint8))
@@ -116,9 +118,9 @@ def test_agreement_without_labels(
 
 
 def test_sustained_runs_one_after_the_other(
-    wnlb: Callable[..., Any], planted_model_path: Path, small_model_path: Path
+    wnlb: Callable[..., Any], planted_model_path: Path, brief_model_path: Path
 ) -> None:
-    ran = wnlb("profile", planted_model_path, small_model_path, *QUICK, "--sustained", "0.4s", "--no-stages", "--json")
+    ran = wnlb("profile", planted_model_path, brief_model_path, *QUICK, "--sustained", "0.4s", "--no-stages", "--json")
     report = json.loads(ran.out)
     first, second = report["rows"]
     assert report["plan"]["duration_s"] == 0.4
@@ -137,8 +139,11 @@ def test_comparing(wnlb: Callable[..., Any], planted_model_path: Path, tmp_path:
     assert wnlb(*words).code == 0
     old = tmp_path / "old" / "report.json"
     report = json.loads(old.read_text())
-    report["rows"][0]["samples_ms"] = [2 * ms for ms in report["rows"][0]["samples_ms"]]
-    (tmp_path / "new.json").write_text(json.dumps(report))
+    assert len(report["rows"][0]["samples_ms"]) >= 40
+    for path, ms in ((old, 10), (tmp_path / "new.json", 20)):  # on a busy machine no difference is beyond noise
+        report["rows"][0]["samples_ms"] = [ms + 0.01 * (i % 7) for i in range(40)]
+        report["rows"][0]["samples_at_s"] = [0.03 * i for i in range(40)]
+        path.write_text(json.dumps(report))
     ran = wnlb("profile", "--compare", old, tmp_path / "new.json", "--max-regression", "5")
     assert ran.code == 1
     assert "slower" in ran.out
@@ -172,6 +177,8 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_p
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.pth").write_bytes(b"1")
     model, output = planted_model_path, ("-o", tmp_path / "report")
+    (tmp_path / "bad.json").write_text('{"images": 3}')
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 48, 3), np.uint8))
     shutil.copy(model, tmp_path / "planted.onnx")
     labels = ("--annotations", model, "--eval-images", tmp_path)
     for words, message in (
@@ -200,8 +207,12 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, tmp_p
         ([tmp_path / "weights.pth", "--size", "64x96", "--config", "no.yaml", *output], "--config no.yaml is no file"),
         ([tmp_path / "none.pth", "--size", "64x96", *output], "does not exist"),
         (["--compare", model, model], "report"),
+        ([model, "--compare", model, model], "--compare reads two reports and measures nothing"),
     ):
         assert message in wnlb_here("profile", *words).refused()
+    ran = wnlb_here("profile", model, "--annotations", tmp_path / "bad.json", "--eval-images", tmp_path)
+    assert (ran.code, ran.out) == (2, "")  # before minutes of measuring
+    assert "error: accuracy cannot be measured of any model: annotations" in ran.err
     ran = wnlb_here("profile", Path(__file__), *QUICK)
     assert ran.code == 1  # nothing was measured
     assert "expected .onnx or .engine" in ran.out

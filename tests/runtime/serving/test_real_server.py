@@ -31,7 +31,7 @@ from wnlb.runtime.serving import probe
 
 MISSING = real_triton.missing()
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-LIMIT_S = 100
+LIMIT_S = 400
 NOTHING = [  # a black frame
     {"name": "image", "shape": [1, 64, 96, 3], "datatype": "UINT8", "data": [0] * (64 * 96 * 3)},
     {"name": "content", "shape": [1, 2], "datatype": "INT32", "data": [0, 0]},
@@ -138,7 +138,7 @@ def test_the_server_makes_batches(net: RealTriton, batches_cpu_model_path: Path)
             found = one.result()
             np.testing.assert_allclose(found.boxes, other.boxes, atol=1e-3)
             np.testing.assert_array_equal(found.labels, other.labels)
-    with urllib.request.urlopen(f"{net.url}/v2/models/batches.cpu/stats", timeout=10) as answer:
+    with urllib.request.urlopen(f"{net.url}/v2/models/batches.cpu/stats", timeout=120) as answer:
         sizes = {int(each["batch_size"]) for each in json.load(answer)["model_stats"][0]["batch_stats"]}
     assert sizes == {1, 2, 3}
 
@@ -156,7 +156,7 @@ def test_overload_deadlines_and_a_killed_client(net: RealTriton) -> None:
         patient = [waiting.submit(Predictor(net.address("brief")), frame) for _ in range(2)]
         net.wait_until("brief", pending=2)
         with pytest.raises(Unavailable, match=r"too many requests waiting .*queue size"):
-            Predictor(f"{net.address('brief')}?timeout=0.3")(frame)
+            Predictor(f"{net.address('brief')}?timeout=2")(frame)
         with pytest.raises(urllib.error.HTTPError) as refused:
             _post(net, "brief", {"inputs": NOTHING})
         assert refused.value.code == 503
@@ -165,7 +165,7 @@ def test_overload_deadlines_and_a_killed_client(net: RealTriton) -> None:
     assert_equal(first, second)
     net.close_gate("brief")
     with pytest.raises(Unavailable, match="did not answer in time"):
-        Predictor(f"{net.address('brief')}?timeout=0.3")(frame)
+        Predictor(f"{net.address('brief')}?timeout=2")(frame)
     net.open_gate("brief")
     assert_equal(Predictor(net.address("brief"))(frame), first)
 
@@ -236,7 +236,7 @@ def test_a_stop_leaves_nothing(full: RealTriton) -> None:
     assert probe.probe(full.url) == ["batches.cpu"]
     assert full.leaks()
     full.process.terminate()
-    assert full.process.wait(40) == 0, full.log.read_text()[-2000:]
+    assert full.process.wait(200) == 0, full.log.read_text()[-2000:]
     assert full.leaks() == []
 
 
@@ -250,10 +250,10 @@ def test_a_killed_worker_is_noticed_and_the_server_ended(net: RealTriton, capsys
     with pytest.raises(Unavailable, match=r"is not healthy|is not ready|no server answers"):
         Predictor(net.address("brief"))(frames(1)[0])
     assert "is not healthy" in net.told("STATUS=http")
-    assert net.process.wait(40) == 1
+    assert net.process.wait(200) == 1
 
 
 def _post(server: RealTriton, name: str, body: dict[str, Any]) -> Any:
     request = urllib.request.Request(f"{server.url}/v2/models/{name}/infer", json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=200) as answer:
         return json.load(answer)

@@ -59,6 +59,16 @@ def test_predict(wnlb: Callable[..., Any], planted_model_path: Path, drive: Path
     assert_is_mot(tmp_path / "out" / "tracks.txt")
 
 
+def test_smoothed(wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path) -> None:
+    """10 frames a second, a half-life of 0.2 s: 0.35 after 0.9 is 0.74, 0.63, 0.54, 0.49, and 0.9 after that 0.51."""
+    words = ["--track", "--smooth", "0.2", "--quiet"]
+    assert wnlb_here("predict", planted_model_path, drive, "-o", tmp_path / "out", *words).code == 0
+    document = json.loads((tmp_path / "out" / "detections.json").read_text())
+    frames = [entry["image_id"] - 1 for entry in document["annotations"]]
+    assert frames == [*range(13), *range(25, 30)]
+    assert document["annotations"][10]["score"] == pytest.approx(0.35 + (0.9 - 0.35) * 0.5**0.5, abs=0.01)
+
+
 def test_run(wnlb_here: Callable[..., Any], planted_model_path: Path, drive: Path, tmp_path: Path) -> None:
     files = {name: tmp_path / f"o.{name}" for name in ("jsonl", "coco", "mot")}
     words = [word for name, path in files.items() for word in (f"--{name}", path)]
@@ -91,7 +101,15 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, drive
     for command, words, message in (
         ("predict", ["--zone", "0,0 9,9"], "--zone counts tracks; add --track"),
         ("predict", ["--track", "--zone", "0,0"], "expected [NAME=]X,Y X,Y"),
+        ("predict", ["--smooth", "0.2"], "--smooth averages over tracks; add --track"),
+        ("predict", ["--track", "--smooth", "0"], "--smooth is 0; expected seconds above 0"),
         ("run", ["--zone", "0,0 9,9"], "--zone counts tracks; add --track"),
+        ("run", ["--track", "--smooth", "nan"], "--smooth is nan; expected seconds above 0"),
+        (
+            "run",
+            ["--track", "--zone", "0,90 9,90", "--mot", tmp_path / "o.txt"],
+            "zone line 1 lies beside the frames, which are of 48x32 pixels",
+        ),
         ("run", ["--mot", tmp_path / "o.txt"], "--mot writes tracks; add --track"),
         ("run", ["--track", "--mot", tmp_path / "no" / "o.txt"], "does not exist"),
         ("run", ["--track", "--mot", drive], "is the source, the model or another output"),
@@ -100,7 +118,7 @@ def test_refusals(wnlb_here: Callable[..., Any], planted_model_path: Path, drive
         assert message in wnlb_here(command, planted_model_path, drive, *output, *words).refused(), words
     live = wnlb_here("run", planted_model_path, "rtsp://a/b", "--track", "--mot", tmp_path / "o.txt").refused()
     assert "--mot is for sources with an end, a_b has none; use --jsonl" in live
-    assert not (tmp_path / "out").exists()
+    assert not any((tmp_path / name).exists() for name in ("out", "o.txt"))
 
 
 class Uneven:

@@ -71,6 +71,21 @@ def test_counts_by_class_and_zone() -> None:
     assert line == {"name": "line 2", "left": {}, "right": {"bus": 1}}
 
 
+def test_a_box_that_trembles_on_an_edge_comes_in_once() -> None:
+    """Its foot goes over the line or the edge and back for two seconds; then it is away for longer, and comes again."""
+    tracks = Tracks(Known(), NAMES, parse_zones(["gate=0,100 300,100", "yard=0,100 300,100 300,190 0,190"]))
+    trembling = [98.0, *[102.0, 98.0] * 10, 103.0, *[110.0] * 12]
+    away = [90.0] * 12
+    for i, y in enumerate([*trembling, *away, 110.0, 120.0]):
+        tracks.update(seen((1, 150, y, 1, 0.9)), 0.1 * i)
+        gate, yard = tracks.counts()["zones"]
+        if i == len(trembling) - 1:
+            assert (gate["left"], gate["right"], yard["entered"]) == ({}, {"car": 1}, {"car": 1})
+    assert (gate["left"], gate["right"], yard["entered"]) == ({"car": 1}, {"car": 2}, {"car": 2})
+    tracks.update(seen(), 60.0)
+    assert not any(counts._last for counts in tracks.zones)
+
+
 def test_an_object_is_what_it_was_taken_for_most() -> None:
     tracks = Tracks(Known(), NAMES)
     for i, (label, score) in enumerate([(2, 0.9), (1, 0.6), (1, 0.55), (2, 0.5)]):
@@ -140,7 +155,9 @@ def test_zones_as_they_are_written() -> None:
         "1,2 3",
         "1,2 1,2",
         "a,b c,d",
-        "-1,2 3,4",
+        "0,200;320,200",
+        "(0,200) (320,200)",
+        "gate:0,200 320,200",
         "=1,2 3,4",
         "1,2 3,4 nan,1",
         "1e9,0 2,2",
@@ -150,6 +167,34 @@ def test_zones_as_they_are_written() -> None:
             parse_zones([wrong])
     with pytest.raises(WnlbError, match="not all different"):
         parse_zones(["a=1,2 3,4", "a=1,2 3,4 5,0"])
+    with pytest.raises(WnlbError, match="expected pixels of the frame, not shares of it"):
+        parse_zones(["0,0.5 1,0.5"])
+    beyond, closed = parse_zones(["-5,200 325,200", "1,2 9,2 9,8 1,2"])  # a line through the whole frame; a closed area
+    assert beyond.corners == ((-5, 200), (325, 200))
+    assert closed.corners == ((1, 2), (9, 2), (9, 8))
+
+
+@pytest.mark.parametrize("corners", ["0,0 9,9 0,9 9,0", "0,0 5,5 9,9", "0,0 9,0 9,9 5,-5", "0,0 9,0 9,9 0,9 12,4"])
+def test_edges_that_cross_are_no_area(corners: str) -> None:
+    """Half of what they seem to hold would not count."""
+    with pytest.raises(WnlbError, match="edges cross"):
+        parse_zones([corners])
+
+
+@pytest.mark.parametrize("corners", ["0,0 10,0 10,5 20,5 20,0 30,0 30,10 0,10", "0,0 9,0 9,9 0,9", "0,0 9,0 4,1 4,9"])
+def test_areas_that_are_not_convex_are_taken(corners: str) -> None:
+    assert len(parse_zones([corners])[0].corners) == len(corners.split())
+
+
+def test_a_zone_beside_the_frame_is_told_with_the_first_frame() -> None:
+    """As of a line that was meant for the camera's larger mode: it would count nothing all night."""
+    for text in ("0,500 300,500", "yard=400,10 900,10 900,190", "-9,0 -9,200"):
+        zones = parse_zones([text])
+        with pytest.raises(
+            WnlbError, match=f"zone {zones[0].name} lies beside the frames, which are of 300x200 pixels"
+        ):
+            Tracks(Known(), NAMES, zones).update(seen(), 0.0)
+    Tracks(Known(), NAMES, parse_zones(["0,200 900,200", "-5,-5 5,-5 5,5"])).update(seen(), 0.0)
 
 
 def test_a_polygon_holds_what_opencv_fills() -> None:

@@ -116,6 +116,11 @@ def test_a_short_configuration_on_top_of_others(top: Path) -> None:
         ("PIXEL_MEAN: [1, 2]", "PIXEL_MEAN is [1, 2]; expected a list of 3 numbers"),
         ("RPN: 3", "RPN is 3"),
         ("RESNETS: []", "RESNETS is []"),
+        ("WEIGHTS: x\nTEST: {AUG: {ENABLED: True}}", "TEST.AUG.ENABLED is True, with which each picture is run at"),
+        ("WEIGHTS: x\nTEST: {SOFT_NMS: True}", "TEST.SOFT_NMS is True, which is not known"),
+        ("WEIGHTS: x\nINPUT: {MIN_SIZE_TEST: 0}", "MIN_SIZE_TEST is 0, which leaves pictures in their own sizes"),
+        ("WEIGHTS: x\nENHANCE: {GAMMA: 2.2}", "ENHANCE is {'GAMMA': 2.2}, which is not known"),
+        ("WEIGHTS: x\nVERSION: 1", "VERSION is 1; expected 2"),
     ],
 )
 def test_what_deviates_is_refused_by_name(top: Path, line: str, message: str) -> None:
@@ -125,6 +130,23 @@ def test_what_deviates_is_refused_by_name(top: Path, line: str, message: str) ->
         settings_from_file(own)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_class_names_are_those_of_coco_where_it_was_trained_on_that_alone(top: Path) -> None:
+    own = top.with_name("own.yaml")
+    for datasets, names in (
+        ("[coco_2017_train]", ("person", "toothbrush")),
+        ("[coco_2014_train, coco_2014_valminusminival]", ("person", "toothbrush")),
+        ("[coco_2017_train, night_train]", None),
+        ("[night_train]", None),
+        ("[]", None),
+        ("3", None),
+    ):
+        own.write_text(f"_BASE_: night.yaml\nDATASETS: {{TRAIN: {datasets}}}\n")
+        found = settings_from_file(own).class_names
+        assert (found[:: len(found) - 1] if found else None) == names, datasets
+        assert len(found) in (0, 80)
+    assert settings_from_file(MSRA).class_names == ()  # eight classes: not COCO's, whatever its DATASETS say
 
 
 def test_a_class_of_the_user_s_own_is_read_as_the_user_says(top: Path) -> None:

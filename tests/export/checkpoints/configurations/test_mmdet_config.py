@@ -97,6 +97,25 @@ def test_a_checkpoint_s_own_configuration(style: str) -> None:
     assert settings_from_meta({"epoch": 12}, "x.pth") is None
 
 
+def test_class_names_that_only_the_configuration_tells() -> None:
+    config = changed()
+    config["test_dataloader"]["dataset"]["metainfo"] = {"classes": list(CLASSES)}
+    assert settings_from_data(config, "night.py").class_names == CLASSES
+    del config["test_dataloader"]["dataset"]["metainfo"]
+    config["test_dataloader"]["dataset"] = {"type": "RepeatDataset", "dataset": {"metainfo": {"CLASSES": CLASSES}}}
+    config["test_pipeline"] = changed()["test_dataloader"]["dataset"]["pipeline"]
+    assert settings_from_data(config, "night.py").class_names == CLASSES
+    config = changed(version_2=True)
+    config["data"] = {"test": {**config.get("data", {}).get("test", {}), "classes": CLASSES}}
+    assert settings_from_data(config, "lis.py").class_names == CLASSES
+    config["data"]["test"]["classes"] = "names.txt"  # a file, which nobody opens
+    assert settings_from_data(config, "lis.py").class_names == ()
+    text = TEXTS["caffe"]
+    named = settings_from_meta({"cfg": text, "dataset_meta": {"classes": CLASSES[::-1]}}, "x.pth")
+    assert named is not None
+    assert named.class_names == CLASSES[::-1]  # what it was trained on goes before what it was tested on
+
+
 def test_version_2_and_lis() -> None:
     config = changed(version_2=True)
     config["model"]["type"], config["model"]["backbone"]["type"] = "MaskRCNNNoiseInv", "ResNetAdaDSmoothPrior"

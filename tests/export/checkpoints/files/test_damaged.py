@@ -1,16 +1,20 @@
 """Damaged checkpoints: whatever a library makes of them, our one line comes out."""
 
+import gzip
 import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+import onnx
 import pytest
 import safetensors.torch
 import torch
 from mutations.damage import mutated
+from onnx import helper
 from small_models import small_model
 from torch import Tensor
 
@@ -117,6 +121,17 @@ def test_other_kinds_of_files_are_named(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     (tmp_path / "lfs.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     np.savez(tmp_path / "arrays.npz", a=np.ones(3))
-    for name, said in (("script.pt", "TorchScript"), ("lfs.pth", "git lfs pull"), ("arrays.npz", r"without data\.pkl")):
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], []), producer_name="pytorch"), tmp_path / "named.onnx")
+    onnx.save(helper.make_model(helper.make_graph([], "g", [], [])), tmp_path / "bare.pth")
+    cv2.imwrite(str(tmp_path / "night.png"), np.zeros((4, 4, 3), np.uint8))
+    (tmp_path / "night.png").rename(tmp_path / "night.pth")
+    (tmp_path / "page.pth").write_text("\n<!DOCTYPE html>\n<html></html>")
+    (tmp_path / "packed.pth").write_bytes(gzip.compress(b"weights"))
+    (tmp_path / "empty.safetensors").touch()
+    for name, said in (
+        *(("script.pt", "TorchScript"), ("lfs.pth", "git lfs pull"), ("arrays.npz", r"without data\.pkl")),
+        *(("named.onnx", "an ONNX file"), ("bare.pth", "an ONNX file"), ("night.pth", "a picture")),
+        *(("page.pth", "a web page"), ("packed.pth", "gunzip"), ("empty.safetensors", "empty; expected weights")),
+    ):
         with pytest.raises(CheckpointError, match=said):
             read_checkpoint(tmp_path / name)
