@@ -6,11 +6,14 @@ Wang, Zhang, Kong, Li, Shen: "SOLOv2: Dynamic and Fast Instance Segmentation", N
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from wnlb.export.backbone import BackboneConfig, backbone_with_fpn
+from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import WnlbError
 
 
@@ -61,6 +64,20 @@ class Selection:
     nms_sigma: float = 2.0  # of its decay, exp(-sigma IoU^2)
     score_threshold: float = 0.05  # of detections, behind it
     detections: int = 100
+
+    def with_options(self, options: ExportOptions) -> Selection:
+        """With the counts and thresholds of ``options`` that SOLOv2 has. Raises WnlbError for one that it has not."""
+        for name in ("pre_nms_top_n", "post_nms_top_n", "nms_threshold", "mask_rows"):
+            if getattr(options, name) is not None:
+                raise WnlbError(
+                    f"{name} is {getattr(options, name)}, but SOLOv2 has neither proposals nor NMS of boxes, and its "
+                    "masks are made at once; leave it out. "
+                    "Of its own there are --set nms_candidates=N, nms_sigma=S and cell_threshold=S"
+                )
+        if options.masks == "box":
+            raise WnlbError("masks is 'box', which this network does not make; expected none, or leave it out")
+        asked: dict[str, Any] = {"detections": options.detections, "score_threshold": options.score_threshold}
+        return dataclasses.replace(self, **{name: value for name, value in asked.items() if value is not None})
 
 
 class ConvNorm(nn.Module):

@@ -1,11 +1,14 @@
-"""Speed of an adopted YOLO-seg file against the original with a post-processing in Python, on the same frame.
+"""Speed of an adopted file against the original with a post-processing in Python, on the same frame.
 
     python scripts/bench_adopt.py best.onnx model.onnx night.jpg
     python scripts/bench_adopt.py best.onnx model.onnx night.jpg --rounds 20 --threads 2
+    python scripts/bench_adopt.py solov2.onnx model.onnx night.jpg
 
 ``model.onnx`` is what ``wnlb adopt best.onnx`` wrote, best with --target cpu. The other side is what a user has without
-it: OpenCV's resizing and padding, ONNX Runtime on the original, best classes and torchvision's nms, masks by PyTorch,
-in the pixels of the frame. Both in turns, from frame to masks; so whatever the machine does meanwhile meets both alike.
+it: OpenCV's resizing and padding, ONNX Runtime on the original, and its detections by PyTorch, in the pixels of the
+frame. Of a YOLO-seg: best classes and torchvision's nms, masks of coefficients and prototypes. Of a SOLOv2: the
+reference of mmdetection's post-processing (wnlb.export.references.solov2), which makes masks of what passes the
+threshold alone. Both in turns, from frame to masks; so whatever the machine does meanwhile meets both alike.
 Figures are medians of the rounds, ratios those of each round; of the time that passed, and of the processor's time in
 all threads, which other programs on the machine change less.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import cv2
@@ -26,7 +30,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 from torchvision.ops import nms
 
+from wnlb.export.adopt.recognise import recognised
+from wnlb.export.options import ExportOptions
 from wnlb.runtime.contract import Contract
+from wnlb.runtime.conventions import MMDETECTION_SOLOV2
 from wnlb.runtime.errors import WnlbError, exit_code
 from wnlb.runtime.inputs import geometry_of
 from wnlb.runtime.predictor import Predictor
@@ -36,7 +43,7 @@ _SETTLED_S = 0.05  # after which the threads of the side before no longer wait b
 WARM_UP = 2  # rounds
 
 
-class InPython:
+class InPython(ABC):
     """The original file, and what stands around it in a script."""
 
     def __init__(self, path: Path, contract: Contract, threads: int) -> None:
@@ -45,11 +52,23 @@ class InPython:
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.contract, self.geometry = contract, geometry_of(contract)
 
+    @abstractmethod
     def __call__(self, frame_bgr: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
         """Boxes ``[D, 4]`` and masks ``[D, h, w]`` of the frame."""
+
+    def outputs(self, x: NDArray[np.float32]) -> dict[str, NDArray]:
+        """Of the network, by name."""
+        names = [value.name for value in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(None, {self.session.get_inputs()[0].name: x}), strict=True))
+
+
+class YoloInPython(InPython):
+    """A YOLO-seg file."""
+
+    def __call__(self, frame_bgr: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
         image, placement = self.geometry.prepare(frame_bgr)
         x = np.ascontiguousarray(image.transpose(2, 0, 1)[None]).astype(np.float32) / 255
-        outputs = self.session.run(None, {self.session.get_inputs()[0].name: x})
+        outputs = self.outputs(x).values()
         predictions, prototypes = sorted((torch.from_numpy(value[0]) for value in outputs), key=lambda t: t.ndim)
         classes = len(self.contract.class_names)
         scores, labels = predictions[4 : 4 + classes].max(0)
@@ -69,6 +88,34 @@ class InPython:
         return boxes, masks & (xs >= x1) & (xs < x2) & (ys >= y1) & (ys < y2)
 
 
+class Solov2InPython(InPython):
+    """A SOLOv2 file with the outputs of its head."""
+
+    def __init__(self, path: Path, contract: Contract, threads: int) -> None:
+        super().__init__(path, contract, threads)
+        self.file = recognised(path, contract.class_names, overrides=contract.checkpoint_settings)
+        self.options = ExportOptions(
+            contract.height,
+            contract.width,
+            detections=contract.detections,
+            score_threshold=contract.score_threshold,
+        )
+        self.threshold = contract.checkpoint_settings["cell_threshold"]
+
+    def __call__(self, frame_bgr: NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        image, placement = self.geometry.prepare(frame_bgr)
+        content = (placement.rows.stop, placement.columns.stop)
+        x = self.file.reference_input(image[None], np.array([content], np.int32))
+        given = [value[0] for value in self.file.given(self.outputs(x))]
+        found = self.file.reference(given, content, self.threshold, self.options)
+        masks = torch.from_numpy(found["masks"])
+        boxes = torch.from_numpy(placement.boxes_to_frame(found["boxes"]))
+        if not len(masks):
+            return boxes, torch.zeros((0, *frame_bgr.shape[:2]), dtype=torch.bool)
+        whole = interpolate(masks[None], scale_factor=4, mode="bilinear")[..., placement.rows, placement.columns]
+        return boxes, interpolate(whole, frame_bgr.shape[:2], mode="bilinear")[0] > 0
+
+
 def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("original", type=Path)
@@ -85,7 +132,8 @@ def main(words: list[str]) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with Predictor(arguments.adopted, device="cpu", threads=arguments.threads) as predictor, torch.no_grad():
-        python = InPython(arguments.original, predictor.contract, arguments.threads)
+        kind = Solov2InPython if predictor.contract.conventions == MMDETECTION_SOLOV2 else YoloInPython
+        python = kind(arguments.original, predictor.contract, arguments.threads)
         sides = {"original and Python": python, "adopted": predictor}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}  # passed, of the processor
         for _ in range(WARM_UP + arguments.rounds):
@@ -95,7 +143,7 @@ def main(words: list[str]) -> None:
                 side(frame)
                 ended = time.perf_counter(), time.process_time()
                 times[name].append((1e3 * (ended[0] - started[0]), 1e3 * (ended[1] - started[1])))
-        masks = python(frame)[-1]  # ultralytics drops detections without a pixel, as the Predictor does
+        masks = python(frame)[-1]  # the Predictor drops detections without a pixel, as ultralytics does
         counts = (int(masks.flatten(1).any(1).sum()) if len(masks) else 0, len(predictor(frame)))
     kept = {name: np.array(values[WARM_UP:]) for name, values in times.items()}
     rows = [

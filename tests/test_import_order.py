@@ -41,7 +41,10 @@ ROOMS = {
     "calibration.accuracy": {"calibration.labels", "calibration.scenes"},
     "calibration.precision": {"calibration.scenes", "calibration.accuracy"},
     "calibration.comparison": {"calibration.scenes", "calibration.accuracy", "calibration.precision"},
-    "export.adopt": {"export", "export.graph", "export.onnx_file", "export.references"},
+    "export.adopt.families": {
+        *("export", "export.checkpoints.configurations", "export.graph", "export.onnx_file", "export.references"),
+    },
+    "export.adopt": {"export", "export.adopt.families", "export.graph", "export.onnx_file"},
     "export.checkpoints.configurations": {"export"},
     "export.checkpoints.files": set(),
     "export.checkpoints.names": {"export"},

@@ -18,7 +18,9 @@ import pytest
 import torch
 from small_models import small_model
 from small_peers import write_detectron2_checkpoint, write_mmdet_checkpoint
+from small_solov2 import TinyHeads, write_heads
 from small_yolo import write_small_yolo
+from solo_checkpoint import small_config
 
 from wnlb.calibration.scenes.shapes import CLASSES
 from wnlb.export.checkpoints.files.fetched import PUBLISHED
@@ -63,6 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_mmdet_checkpoint(folder / "epoch_12.pth", levels=())
     write_detectron2_checkpoint(folder / "model_final.pth", folder / "config.yaml", levels=())
     write_small_yolo(folder / "best.onnx")
+    write_heads(folder / "solov2.onnx", TinyHeads("mmdetection", classes=len(CLASSES)))
+    (folder / "solov2_r50_fpn.py").write_text(small_config())
     (folder / "names.txt").write_text("\n".join(CLASSES))
     picture = np.ascontiguousarray(dark_scene((1, 60, 90, 3))[0])
     for name in ("night.jpg", "night_pictures/a.png", "night_pictures/b.jpg", "night/deep/c.png"):

@@ -14,7 +14,9 @@ GROUPS = (
     *("cell head", "mask features"),
     "predictors",
 )
-_PREDICTORS = re.compile(r"rpn\.head\.(cls_logits|bbox_pred)$|detect\.box_predictor(\.|$)|cells\.conv_(kernel|class)$")
+_PREDICTORS = re.compile(
+    r"rpn\.head\.(cls_logits|bbox_pred)$|detect\.box_predictor(\.|$)|cells\.conv_(kernel|class)(\.|$)"
+)
 _BLOCK_LAYER = re.compile(r"(.*)\.(theta|phi|g|W_z)$")
 _PARTS = (
     (re.compile(r"body\.layer([1-4])(\.|$)"), lambda m: f"c{int(m[1]) + 1}"),

@@ -12,12 +12,12 @@ import onnx
 import torch
 from torch import Tensor
 
-from wnlb.export.adopt.body import static_body
+from wnlb.export.adopt.families.body import static_body
+from wnlb.export.adopt.families.foreign import ForeignFile
+from wnlb.export.adopt.families.parts import Block
 from wnlb.export.adopt.join import joined
-from wnlb.export.adopt.parts import Block, name_by_part
 from wnlb.export.adopt.softmax_across import spread_softmax
 from wnlb.export.adopt.verify_adopted import CaseReport, verify_adopted
-from wnlb.export.adopt.yolo_file import YoloFile
 from wnlb.export.graph.attention import AttentionPlan, plan_attention
 from wnlb.export.onnx_file.attention_pieces import cut_attention
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, RUNTIME_OP, fuse_attention, use_multi_head_attention
@@ -45,7 +45,7 @@ class AdoptReport:
 
 
 def adopt_onnx(
-    file: YoloFile,
+    file: ForeignFile,
     path: Path | str,
     options: ExportOptions,
     *,
@@ -74,7 +74,7 @@ def adopt_onnx(
     body = static_body(file.model, (options.height, options.width), options.batch, batches)
     if options.target == "cpu":
         spread_softmax(body)
-    blocks = name_by_part(body, file.outputs[1])
+    blocks = file.name_parts(body)
     plans = _plans(blocks, options)
     on_plan(plans)
     contract = Contract(
@@ -87,7 +87,6 @@ def adopt_onnx(
         pre_nms_top_n=None,
         post_nms_top_n=None,
         candidates=options.candidates,
-        interpolation=options.interpolation or "bilinear",
         masks="none" if options.masks == "none" else "frame",
         target=options.target,
         attention={plan.level: f"{plan.mode}/{plan.form}" for plan in plans},
@@ -131,7 +130,7 @@ def _plans(blocks: list[Block], options: ExportOptions) -> list[AttentionPlan]:
     return plans
 
 
-def _before(file: YoloFile, contract: Contract, batches: range | None) -> onnx.ModelProto:
+def _before(file: ForeignFile, contract: Contract, batches: range | None) -> onnx.ModelProto:
     examples = {
         name: torch.zeros(shape, dtype=getattr(torch, contract.types[name]))
         for name, shape in contract.input_shapes.items()
@@ -142,7 +141,7 @@ def _before(file: YoloFile, contract: Contract, batches: range | None) -> onnx.M
 
 
 def _behind(
-    graph: Any, file: YoloFile, body: onnx.ModelProto, contract: Contract, batches: range | None
+    graph: Any, file: ForeignFile, body: onnx.ModelProto, contract: Contract, batches: range | None
 ) -> onnx.ModelProto:
     shapes = {
         value.name: [dim.dim_value or contract.batch for dim in value.type.tensor_type.shape.dim]

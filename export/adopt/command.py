@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from wnlb.export.arguments import add_file_arguments, add_frame_arguments, add_graph_arguments, options_of
+from wnlb.export.arguments import (
+    add_file_arguments,
+    add_frame_arguments,
+    add_graph_arguments,
+    options_of,
+    overrides_of,
+)
 from wnlb.runtime.errors import WnlbError
 from wnlb.runtime.files import check_output, sha256_of
 from wnlb.runtime.geometry import parse_size
@@ -20,18 +26,20 @@ from wnlb.runtime.text_file import read_names
 
 if TYPE_CHECKING:
     from wnlb.export.adopt.adopt_onnx import AdoptReport
-    from wnlb.export.adopt.yolo_file import YoloFile
+    from wnlb.export.adopt.families.foreign import ForeignFile
     from wnlb.export.graph.attention import AttentionPlan
     from wnlb.export.options import ExportOptions
 
 _DESCRIPTION = """\
-Take a YOLOv8-seg or YOLO11-seg file that ultralytics exported, with or without weighted non-local blocks, and write it
-as one static file of ours: frames in, boxes, scores, labels and masks out. All other commands then work on it: convert,
-compare, build, predict, run, evaluate, profile, inspect.
+Take a YOLOv8-seg or YOLO11-seg file that ultralytics exported, or a SOLOv2 file with the outputs of its head, with or
+without weighted non-local blocks, and write it as one static file of ours: frames in, boxes, scores, labels and masks
+out. All other commands then work on it: convert, compare, build, predict, run, evaluate, profile, inspect.
 
-The file is compared with the original in ONNX Runtime and a plain reference of ultralytics' post-processing before it
-appears; where anything differs, no file is written and the exit code is 1. Export the original without nms=True,
-half=True or end2end; opset 17 or later, simplified or not, of a fixed size or dynamic.
+The file is compared with the original in ONNX Runtime and a plain reference of the post-processing of ultralytics or
+mmdetection before it appears; where anything differs, no file is written and the exit code is 1. Export a YOLO-seg
+without nms=True, half=True or end2end; opset 17 or later, simplified or not, of a fixed size or dynamic. Of a SOLOv2
+(mmdetection's or SOLO's) the outputs are kernels and scores of each grid, and mask features; what the file does not
+tell (mean, thresholds, Matrix NMS) comes from --config or --set, and is mmdetection's default else.
 
   yolo export model=best.pt format=onnx opset=18      # in the environment that it was trained in
   wnlb adopt best.onnx -o model.onnx
@@ -40,6 +48,8 @@ half=True or end2end; opset 17 or later, simplified or not, of a fixed size or d
   wnlb adopt best.onnx -o model.onnx --batch 1-8                           # any number of frames to 8
   wnlb adopt dynamic.onnx -o model.onnx --size 384x640                     # of a file with dynamic=True
   wnlb adopt best.onnx -o ap.onnx --score-threshold 0.001 --candidates 3840    # to measure AP, as 'yolo val' does
+  wnlb adopt solov2.onnx -o model.onnx --config solov2_r50.py --classes names.txt
+  wnlb adopt solov2.onnx -o model.onnx --set channel_order=bgr --set 'mean=[103.53,116.28,123.675]' --set 'std=[1,1,1]'
 """
 
 
@@ -52,16 +62,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         size_required=False,
         classes=", where the file does not tell them",
     )
+    told = parser.add_argument_group("what a SOLOv2 file does not tell")
+    told.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="mmdetection's (.py) that it was trained with; read as data, never run",
+    )
+    told.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="overrides",
+        help="one of its entries: channel_order=bgr, mean=[103.5,116.3,123.7], std=[1,1,1], scale=[600,400], "
+        "cell_threshold=0.1, nms_candidates=500, nms_sigma=2, cell_strides=[8,8,16,32,32], grids=[40,36,24,16,12]",
+    )
     add_graph_arguments(
         parser,
         masks=("frame", "none"),
         masks_default="frame, a quarter of the input's height and width",
-        detections="300",
-        score_threshold="0.25",
-        nms_threshold="0.7",
-        candidates="anchors that enter NMS, the best ones",
+        detections="300; SOLOv2: 100",
+        score_threshold="0.25; SOLOv2: 0.05",
+        nms_threshold="0.7; SOLOv2 has none",
+        candidates="anchors that enter NMS, or (cell, class) pairs of SOLOv2, the best ones",
     )
-    add_frame_arguments(parser, resize="fit", interpolation="bilinear, as ultralytics")
+    add_frame_arguments(parser, resize="fit", interpolation="bilinear, as they are trained")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -76,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
         from wnlb.export.adopt.recognise import recognised
 
         bar.set_description_str(f"read {arguments.model.name}")
-        file = recognised(arguments.model, names)
+        overrides = overrides_of(arguments.overrides)
+        file = recognised(arguments.model, names, arguments.config, overrides)
         options = _options(arguments, file)
 
         def on_plan(plans: list[AttentionPlan]) -> None:
@@ -101,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _options(arguments: argparse.Namespace, file: YoloFile) -> ExportOptions:
+def _options(arguments: argparse.Namespace, file: ForeignFile) -> ExportOptions:
     height, width = parse_size(arguments.size) if arguments.size else (file.height, file.width)
     if height is None or width is None:
         raise WnlbError(f"{arguments.model} leaves the size of its input open; say which: --size 640x640")
@@ -113,7 +140,7 @@ def _options(arguments: argparse.Namespace, file: YoloFile) -> ExportOptions:
     return options_of(arguments, height, width)
 
 
-def _plan_text(path: Path, file: YoloFile, plans: list[AttentionPlan], options: ExportOptions) -> str:
+def _plan_text(path: Path, file: ForeignFile, plans: list[AttentionPlan], options: ExportOptions) -> str:
     from wnlb.export.graph.attention import plan_table
 
     header = f"{path.name}: {file.title}; input {options.height}x{options.width}"
@@ -154,7 +181,7 @@ def _verification_text(report: AdoptReport) -> str:
     return "\n".join(lines)
 
 
-def _json(report: AdoptReport, file: YoloFile, path: Path, size: int) -> dict[str, Any]:
+def _json(report: AdoptReport, file: ForeignFile, path: Path, size: int) -> dict[str, Any]:
     return {
         "output": str(path),
         "bytes": size,

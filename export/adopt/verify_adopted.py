@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -14,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wnlb.export.adopt.yolo_file import YoloFile
-from wnlb.export.graph.yolo import YoloOutput
+from wnlb.export.adopt.families.foreign import ForeignFile
+from wnlb.export.graph.output_graph import OutputGraph
 from wnlb.export.onnx_file.reference import BOX_TOLERANCE, SCORE_TOLERANCE, Arrays, match
 from wnlb.export.onnx_file.verify import (
     AMPLIFIES,
@@ -39,10 +38,10 @@ TOLERANCES = {"box": BOX_TOLERANCE, "score": SCORE_TOLERANCE, "mask": 1e-3}  # o
 # rounding of some dozens of layers adds up to, is what its own float32 errs; so much times that a file may err.
 _PERTURBATION = 2.0**-20
 _PERTURBED = 3  # times
-_ENOUGH = 20  # detections that are to be compared; where a network finds fewer, anchors below its threshold join in
-_MORE = (200, 100, 50, 20, 10)  # anchors in a picture that may join in; as many as suppression has rounds for
+_ENOUGH = 20  # candidates that are to be compared; where fewer pass the threshold, others below it join in
+_MORE = (200, 100, 50, 20, 10)  # that may join in, in a picture; as many as suppression has rounds for
 
-Given = tuple[NDArray[np.float32], NDArray[np.float32]]  # predictions and prototypes, of all images
+Given = tuple[NDArray[np.float32], ...]  # what the network gives, of all images
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class CaseReport:
     errors: Errors
     rounding: Errors | None  # of the original itself, where ``errors`` are not within the tolerances
     chain: int | None  # rounds that suppression needs at the file's own threshold; None where any number is taken
-    candidates_full: bool  # more anchors pass that threshold than suppression takes, with rows left over
+    candidates_full: bool  # more pass that threshold than are looked at, and the others might be detections
 
     @property
     def is_chance(self) -> bool:
@@ -98,15 +97,15 @@ class CaseReport:
         if self.chain is not None and self.chain > rounds:
             found.append(f"NMS needs {self.chain} rounds, more than the {rounds} of --nms-rounds")
         if self.candidates_full:
-            found.append("more anchors pass the score threshold than --candidates holds")
+            found.append("more candidates pass the score threshold than --candidates holds")
         return [f"{self.name}: {problem}" for problem in found]
 
 
 def verify_adopted(
     path: Path,
     original: Path,
-    file: YoloFile,
-    graph: YoloOutput,
+    file: ForeignFile,
+    graph: OutputGraph,
     options: ExportOptions,
     on_case: Callable[[str], None] = lambda name: None,
 ) -> list[CaseReport]:
@@ -139,7 +138,7 @@ def verify_adopted(
     for case in cases:
         on_case(case.name)
         threshold = case.threshold(contract)
-        same = threshold == contract.score_threshold
+        same = threshold == case.own_threshold
         reports.append(
             case.compared(session if same else onnx_session(with_score_threshold(path, threshold)), contract, threshold)
         )
@@ -161,29 +160,37 @@ def verify_adopted(
 class _Original:
     """The file as it came, and what its tool would find."""
 
-    def __init__(self, path: Path, file: YoloFile, options: ExportOptions) -> None:
+    def __init__(self, path: Path, file: ForeignFile, options: ExportOptions) -> None:
         self.session, self.file, self.options = onnx_session(str(path)), file, options
         self.batch = file.batch or 1
 
     def run(self, frames: Frames, seed: int | None = None) -> Given:
-        """Predictions and prototypes of all images; with a seed, of such that differ by ``_PERTURBATION``."""
+        """Of all images; with a seed, of such that differ by ``_PERTURBATION``."""
         x = self.file.reference_input(*frames)
         if seed is not None:
             signs = np.random.default_rng(seed).choice(np.array([-1, 1], np.float32), x.shape)
             x = x * (1 + np.float32(_PERTURBATION) * signs)
         filled = np.concatenate([x, np.zeros((-len(x) % self.batch, *x.shape[1:]), x.dtype)])
-        name = self.session.get_inputs()[0].name
+        name, outputs = self.session.get_inputs()[0].name, [value.name for value in self.session.get_outputs()]
         with without_denormals():
             runs = [
-                self.session.run(list(self.file.outputs), {name: filled[i : i + self.batch]})
+                self.file.given(
+                    dict(zip(outputs, self.session.run(None, {name: filled[i : i + self.batch]}), strict=True))
+                )
                 for i in range(0, len(filled), self.batch)
             ]
-        predictions, prototypes = (np.concatenate(values)[: len(x)] for values in zip(*runs, strict=True))
-        return predictions, prototypes
+        return tuple(np.concatenate(values)[: len(x)] for values in zip(*runs, strict=True))
 
-    def found(self, given: Given, threshold: float) -> list[Arrays]:
+    def least_score(self, threshold: float) -> float:
+        """Of a detection."""
+        return self.file.least_score(threshold, self.options)
+
+    def found(self, given: Given, content: NDArray[np.int32], threshold: float) -> list[Arrays]:
         """Detections of each image."""
-        return [self.file.reference(*arrays, threshold, self.options) for arrays in zip(*given, strict=True)]
+        return [
+            self.file.reference(arrays, (height, width), threshold, self.options)
+            for arrays, (height, width) in zip(zip(*given, strict=True), content.tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -194,12 +201,13 @@ class _Case:
     frames: Frames
     given: Given
     original: _Original
-    graph: YoloOutput
+    graph: OutputGraph
 
     def compared(self, session: ort.InferenceSession, contract: Contract, threshold: float) -> CaseReport:
         """The file at a threshold, with the original; the margins are those of the contract's threshold."""
         names = [value.name for value in session.get_outputs()]
-        expected = self.original.found(self.given, threshold)
+        expected = self.original.found(self.given, self.frames.content, threshold)
+        least = self.original.least_score(threshold)
         total, errors = 0, Errors()
         for n in tried_batches(contract):
             inputs = {contract.input_name: self.frames.image[-n:], CONTENT: self.frames.content[-n:]}
@@ -207,60 +215,56 @@ class _Case:
                 outputs = dict(zip(names, session.run(None, inputs), strict=True))
             for i, reference in enumerate(expected[-n:]):
                 found = {key: value[i] for key, value in outputs.items()}
-                total, errors = total + len(reference["scores"]), errors.and_of(_errors(reference, found, threshold))
+                total, errors = total + len(reference["scores"]), errors.and_of(_errors(reference, found, least))
         rounding = self._rounding(expected, threshold) if errors.beyond() else None
-        return CaseReport(self.name, total, threshold, errors, rounding, *self._margins(contract))
+        return CaseReport(self.name, total, threshold, errors, rounding, *self._margins())
 
     def threshold(self, contract: Contract) -> float:
-        """The contract's, or a lower one where that leaves too little to compare."""
-        scores = self.given[0][:, 4 : 4 + len(contract.class_names)].max(1)  # [N, A]
-        if (scores > contract.score_threshold).sum() >= _ENOUGH:
-            return contract.score_threshold
+        """The file's own, or a lower one where that leaves too little to compare."""
+        with torch.no_grad():
+            scores = self.graph.best_scores(self._tensors()[0]).numpy()  # [N, R]
+        if (scores > self.own_threshold).sum() >= _ENOUGH:
+            return self.own_threshold
         for number in _MORE:
             if number < min(scores.shape[1], contract.candidates):
                 threshold = float(np.sort(scores, 1)[:, -number - 1].max())  # at most so many in each image
                 if (self.chain(threshold) or 0) <= (contract.nms_rounds or 0):
-                    return min(threshold, contract.score_threshold)
-        return contract.score_threshold
+                    return min(threshold, self.own_threshold)
+        return self.own_threshold
 
     def _rounding(self, expected: list[Arrays], threshold: float) -> Errors:
         rows, worst = self.original.file.entries(self.original.options)["detections"], Errors()
+        least = self.original.least_score(threshold)
         for seed in range(_PERTURBED):
-            others = self.original.found(self.original.run(self.frames, seed), threshold)
+            others = self.original.found(self.original.run(self.frames, seed), self.frames.content, threshold)
             errors = Errors()
             for reference, other in zip(expected, others, strict=True):
-                errors = errors.and_of(_errors(reference, as_rows(other, rows), threshold))
+                errors = errors.and_of(_errors(reference, as_rows(other, rows), least))
             kept = max(worst, errors, key=lambda one: one.missing + one.extra)
             worst = dataclasses.replace(worst.and_of(errors), missing=kept.missing, extra=kept.extra)
         return worst
 
+    @property
+    def own_threshold(self) -> float:
+        """The first that scores meet in the file."""
+        return self.graph.detect.score_threshold.item()
+
     def chain(self, threshold: float) -> int | None:
         """Rounds that suppression needs at a threshold; None where any number is taken."""
-        detect: Any = self.graph.detect
-        boxes, labels, valid = self._ranked(threshold)
         with torch.no_grad():
-            return detect.nms.chain_length(detect.apart(boxes, labels), valid) if detect.static_nms else None
+            return self.graph.chain(*self._tensors(), threshold)
 
-    def _margins(self, contract: Contract) -> tuple[int | None, bool]:
-        detect: Any = self.graph.detect
-        boxes, labels, valid = self._ranked(contract.score_threshold)
+    def _margins(self) -> tuple[int | None, bool]:
         with torch.no_grad():
-            kept = detect.nms(detect.apart(boxes, labels), valid).sum(1)
-        full = (valid.sum(1) == valid.shape[1]) & (kept < contract.detections)
-        some_left_out = valid.shape[1] < self.given[0].shape[2]
-        return self.chain(contract.score_threshold), some_left_out and bool(full.any())
+            return self.chain(self.own_threshold), self.graph.lacks_candidates(*self._tensors())
 
-    def _ranked(self, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-        """What enters suppression: boxes, labels and validity."""
-        predictions, content = torch.from_numpy(self.given[0]), torch.from_numpy(self.frames.content)
-        with torch.no_grad():
-            boxes, scores, labels, _, _ = self.graph.detect.ranked(predictions, content)
-        return boxes, labels, (scores > threshold).to(boxes.dtype)
+    def _tensors(self) -> tuple[list[Tensor], Tensor]:
+        return [torch.from_numpy(value) for value in self.given], torch.from_numpy(self.frames.content)
 
 
-def _errors(reference: Arrays, found: Arrays, threshold: float) -> Errors:
-    """Of one image; ``found`` as a file gives it."""
-    pairs, missing, extra = match(reference, found, threshold)
+def _errors(reference: Arrays, found: Arrays, least: float) -> Errors:
+    """Of one image; ``found`` as a file gives it, ``least`` the score of a detection."""
+    pairs, missing, extra = match(reference, found, least)
     errors = Errors(missing, extra)
     for a, b in pairs:
         box = np.abs(reference["boxes"][a] - found["boxes"][b]).max()

@@ -17,7 +17,37 @@ from wnlb.export.options import ExportOptions
 from wnlb.runtime.errors import WnlbError
 
 
-class PyramidGraph(nn.Module):
+class NormalisedFrames(nn.Module):
+    """``image`` uint8 ``[N, H, W, 3]`` and ``content`` int32 ``[N, 2]`` to what networks see: zero beside the picture.
+
+    Args:
+        height, width: H and W.
+        mean, std: of RGB in 0..1.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    rows: Tensor  # [H, 1] 0, 1, ...
+    columns: Tensor  # [W]
+
+    def __init__(self, height: int, width: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        deviation = torch.tensor(list(std))
+        self.register_buffer("scale", (1 / (255 * deviation)).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-torch.tensor(list(mean)) / deviation).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("rows", torch.arange(height).unsqueeze(1) * 1.0, persistent=False)
+        self.register_buffer("columns", torch.arange(width) * 1.0, persistent=False)
+
+    def normalised(self, image: Tensor, content: Tensor) -> tuple[Tensor, Tensor]:
+        """``[N, 3, H, W]``, and what ``limits`` gives."""
+        limit = limits(content.to(self.scale.dtype))
+        width, height = limit[..., 2:3], limit[..., 3:]  # [N, 1, 1]
+        inside = ((self.rows < height) & (self.columns < width)).unsqueeze(1)  # [N, 1, H, W]
+        x = image.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
+        return x * inside.to(x.dtype), limit
+
+
+class PyramidGraph(NormalisedFrames):
     """``image`` uint8 ``[N, H, W, 3]`` and ``content`` int32 ``[N, 2]`` to P2 .. P6.
 
     ``plans`` says what became of each block, ``shapes`` height and width of each level.
@@ -27,37 +57,23 @@ class PyramidGraph(nn.Module):
         mean, std: of RGB in 0..1.
     """
 
-    scale: Tensor
-    shift: Tensor
-    rows: Tensor  # [H, 1] 0, 1, ...
-    columns: Tensor  # [W]
-
     def __init__(self, model: nn.Module, options: ExportOptions, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        height, width = options.height, options.width
+        super().__init__(options.height, options.width, mean, std)
         self.plans = plan_blocks(model, options)
         for plan, (_, path, block) in zip(self.plans, list(blocks_by_level(model)), strict=True):
             deployed = nn.Identity() if plan.form == "removed" else DeployedBlock(block, plan)
             model.set_submodule(path, deployed)
         backbone: Any = model.backbone
         _fold_batch_norms(backbone)
-        self.shapes = pyramid_shapes(height, width)
-        deviation = torch.tensor(list(std))
-        self.register_buffer("scale", (1 / (255 * deviation)).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", (-torch.tensor(list(mean)) / deviation).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("rows", torch.arange(height).unsqueeze(1) * 1.0, persistent=False)
-        self.register_buffer("columns", torch.arange(width) * 1.0, persistent=False)
+        self.shapes = pyramid_shapes(options.height, options.width)
         self.body, self.fpn = backbone.body, backbone.fpn
         if options.target == "cpu":
             tile_outputs(self.fpn, self.shapes)
 
     def pyramid(self, image: Tensor, content: Tensor) -> tuple[list[Tensor], Tensor]:
         """P2 .. P6 of the frames, and what ``limits`` gives for them."""
-        limit = limits(content.to(self.scale.dtype))
-        width, height = limit[..., 2:3], limit[..., 3:]  # [N, 1, 1]
-        inside = ((self.rows < height) & (self.columns < width)).unsqueeze(1)  # [N, 1, H, W]
-        x = image.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
-        return list(self.fpn(self.body(x * inside.to(x.dtype))).values()), limit
+        x, limit = self.normalised(image, content)
+        return list(self.fpn(self.body(x)).values()), limit
 
 
 def plan_blocks(model: nn.Module, options: ExportOptions) -> list[AttentionPlan]:

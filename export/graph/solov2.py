@@ -47,20 +47,14 @@ class Solov2Graph(PyramidGraph):
         return self.detect(kernels, scores, self.features(levels), limit)
 
     def lacks_candidates(self, levels: list[Tensor], limit: Tensor) -> bool:
-        """Whether more (cell, class) pairs pass the threshold than are looked at, and one of the others might be among
-        the detections.
-
-        What a pair scores in the end is at most what it scores here, and it takes nothing from those that score more.
+        """See ``Instances.lacks_candidates``.
 
         Args:
             levels: P2 .. P6.
             limit: as ``limits`` gives it.
         """
         kernels, scores = self.cells(levels)
-        _, final, *_ = self.detect(kernels, scores, self.features(levels), limit)
-        passing = (scores > self.detect.score_threshold).flatten(1).sum(1)
-        best, *_ = self.detect.pairs(scores)
-        return bool(((passing > self.detect.candidates) & (final[:, -1] <= best[:, -1])).any())
+        return self.detect.lacks_candidates(kernels, scores, self.features(levels), limit)
 
 
 class NormedConv(nn.Module):
@@ -152,10 +146,14 @@ class Cells(nn.Module):
             for conv in self.class_convs:
                 score = conv(score)
             kernels.append(self.conv_kernel(kernel).flatten(2))
-            score = self.conv_class(score).sigmoid()
-            most = F.max_pool2d(score, 2, 1, 1)[:, :, :-1, :-1]
-            scores.append((score * (score >= most)).flatten(2))
+            scores.append(peaks(self.conv_class(score).sigmoid()).flatten(2))
         return torch.cat(kernels, 2).transpose(1, 2), torch.cat(scores, 2).transpose(1, 2)
+
+
+def peaks(score: Tensor) -> Tensor:
+    """Scores ``[N, C, g, g]`` of a grid, 0 where the cell left, above, or left above has more (points NMS)."""
+    most = F.max_pool2d(score, 2, 1, 1)[:, :, :-1, :-1]
+    return score * (score >= most)
 
 
 class Resampling(nn.Module):
@@ -201,6 +199,17 @@ class Instances(nn.Module):
         found = best > 0
         outputs = [boxes * found.unsqueeze(-1), best, (label * found).int()]
         return (*outputs, *([masks] if self.with_masks else []), found.sum(1).int())
+
+    def lacks_candidates(self, kernels: Tensor, scores: Tensor, features: Tensor, limit: Tensor) -> bool:
+        """Whether more (cell, class) pairs pass the threshold than are looked at, and one of the others might be among
+        the detections.
+
+        What a pair scores in the end is at most what it scores here, and it takes nothing from those that score more.
+        """
+        _, final, *_ = self(kernels, scores, features, limit)
+        passing = (scores > self.score_threshold).flatten(1).sum(1)
+        best, *_ = self.pairs(scores)
+        return bool(((passing > self.candidates) & (final[:, -1] <= best[:, -1])).any())
 
     def pairs(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The K best (cell, class) pairs of ``scores [N, S, C]``: score, cell, and label from 1, ``[N, K]``."""

@@ -6,6 +6,7 @@ whose file decodes boxes itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from wnlb.export.graph.mask_branch import row_count
 from wnlb.export.graph.node_nms import NodeNMS
+from wnlb.export.graph.output_graph import OutputGraph
 from wnlb.export.graph.static_ops import StaticNMS, take_rows
 
 CLASS_OFFSET = 7680.0  # px between the boxes of two classes, before they are suppressed together
@@ -59,7 +61,7 @@ class YoloInput(nn.Module):
         return (image.to(self.rows.dtype).permute(0, 3, 1, 2) * share + PADDING * (1 - share)) / 255
 
 
-class YoloOutput(nn.Module):
+class YoloOutput(OutputGraph):
     """From what a YOLO-seg file gives to the outputs of the contract.
 
     ``predictions [N, 4 + C + M, A]``: for each anchor centre x, centre y, width, height in input pixels, probabilities
@@ -72,6 +74,23 @@ class YoloOutput(nn.Module):
 
     def forward(self, predictions: Tensor, prototypes: Tensor, content: Tensor) -> tuple[Tensor, ...]:
         return self.detect(predictions, prototypes, content)
+
+    def best_scores(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Of the best class of each anchor, ``[N, A]``."""
+        return outputs[0][:, 4 : 4 + self.detect.counts.classes].amax(1)
+
+    def chain(self, outputs: Sequence[Tensor], content: Tensor, threshold: float) -> int | None:
+        boxes, scores, labels, _, _ = self.detect.ranked(outputs[0], content)
+        if not isinstance(self.detect.nms, StaticNMS):
+            return None
+        return self.detect.nms.chain_length(self.detect.apart(boxes, labels), (scores > threshold).to(boxes.dtype))
+
+    def lacks_candidates(self, outputs: Sequence[Tensor], content: Tensor) -> bool:
+        boxes, scores, labels, _, _ = self.detect.ranked(outputs[0], content)
+        valid = (scores > self.detect.score_threshold).to(boxes.dtype)
+        kept = self.detect.nms(self.detect.apart(boxes, labels), valid).sum(1)
+        full = (valid.sum(1) == valid.shape[1]) & (kept < self.detect.counts.detections)
+        return valid.shape[1] < outputs[0].shape[2] and bool(full.any())
 
 
 class YoloDetections(nn.Module):

@@ -116,12 +116,11 @@ def configure(model: MaskRCNN | Solov2, options: ExportOptions) -> None:
         WnlbError: one of them is of something that the network does not have.
     """
     model.eval()
-    other = "box" if isinstance(model, Solov2) else "frame"
-    if options.masks == other:
-        raise WnlbError(f"masks is {other!r}, which this network does not make; expected none, or leave it out")
     if isinstance(model, Solov2):
-        _configure_solov2(model, options)
+        model.selection = model.selection.with_options(options)
         return
+    if options.masks == "frame":
+        raise WnlbError("masks is 'frame', which this network does not make; expected none, or leave it out")
     for name, attribute in (("pre_nms_top_n", "_pre_nms_top_n"), ("post_nms_top_n", "_post_nms_top_n")):
         if (count := getattr(options, name)) is not None:
             getattr(model.rpn, attribute)["testing"] = count
@@ -138,19 +137,6 @@ def configure(model: MaskRCNN | Solov2, options: ExportOptions) -> None:
             f"mask_rows is {options.mask_rows}, but there are {rows} rows of detections; expected at most {rows}: "
             "leave it out for masks of all"
         )
-
-
-def _configure_solov2(model: Solov2, options: ExportOptions) -> None:
-    for name in ("pre_nms_top_n", "post_nms_top_n", "nms_threshold", "mask_rows"):
-        if getattr(options, name) is not None:
-            raise WnlbError(
-                f"{name} is {getattr(options, name)}, but SOLOv2 has neither proposals nor NMS of boxes, and its masks "
-                "are made at once; leave it out. "
-                "Of its own there are --set nms_candidates=N, nms_sigma=S and cell_threshold=S"
-            )
-    asked: dict[str, Any] = {"detections": options.detections, "score_threshold": options.score_threshold}
-    told = {name: value for name, value in asked.items() if value is not None}
-    model.selection = dataclasses.replace(model.selection, **told)
 
 
 def make_contract(

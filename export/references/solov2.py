@@ -53,16 +53,34 @@ def detections(
     found = []
     with torch.no_grad():
         pyramid = pyramid_of(weights, settings, network_input(frames, sizes, settings, weights.dtype))
-        features = _mask_features(weights, settings, pyramid)  # [N, E, H/4, W/4]
-        kernels, scores = _cells(weights, settings, pyramid)  # [N, S, E], [N, S, C]
+        features = mask_features(weights, settings, pyramid)  # [N, E, H/4, W/4]
+        kernels, scores = branches(weights, settings, pyramid)
         for i, size in enumerate(sizes):
-            masks, score, label = _instances(settings, kernels[i], scores[i], features[i])
-            boxes = [_extent(mask, size) for mask in masks]
-            box = scores.new_tensor(boxes).reshape(-1, 4)
-            values = {"boxes": box, "scores": score, "labels": label + 1, "masks": masks}
-            found.append({name: value.numpy() for name, value in values.items()})
+            own_kernels, own_scores = [level[i] for level in kernels], [level[i].sigmoid() for level in scores]
+            found.append(instances(settings, own_kernels, own_scores, features[i], size))
     weights.check_all_used()
     return Found(found, [], pyramid)
+
+
+def instances(
+    settings: SoloSettings, kernels: list[Tensor], scores: list[Tensor], features: Tensor, size: tuple[int, int]
+) -> dict[str, NDArray]:
+    """Detections of one image, from what the head gave for it.
+
+    Args:
+        kernels, scores: of each grid ``[E, g, g]`` and ``[C, g, g]``, the latter probabilities.
+        features: ``[E, H/4, W/4]``.
+        size: height and width of the picture.
+
+    Returns:
+        As ``detections``.
+    """
+    with torch.no_grad():
+        cells = [torch.cat([level.flatten(1).T for level in levels]) for levels in (kernels, _peaks(scores))]
+        masks, score, label = _instances(settings, cells[0], cells[1], features)
+        boxes = [_extent(mask, size) for mask in masks]
+        values = {"boxes": score.new_tensor(boxes).reshape(-1, 4), "scores": score, "labels": label + 1, "masks": masks}
+        return {name: value.numpy() for name, value in values.items()}
 
 
 def _module(weights: Weights, settings: SoloSettings, path: str, x: Tensor) -> Tensor:
@@ -82,7 +100,7 @@ def _resized(x: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(x, size=(height, width), mode="bilinear", align_corners=False)
 
 
-def _mask_features(weights: Weights, settings: SoloSettings, pyramid: list[Tensor]) -> Tensor:
+def mask_features(weights: Weights, settings: SoloSettings, pyramid: list[Tensor]) -> Tensor:
     """``[N, E, H/4, W/4]``: P2 .. P5 by convolutions and doubling, summed (dense_heads/solov2_head.py)."""
     head = f"{HEAD}.mask_feature_head"
     total = torch.zeros(())
@@ -95,9 +113,9 @@ def _mask_features(weights: Weights, settings: SoloSettings, pyramid: list[Tenso
     return _module(weights, settings, f"{head}.conv_pred", total)
 
 
-def _cells(weights: Weights, settings: SoloSettings, pyramid: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Kernels ``[N, S, E]`` and scores ``[N, S, C]`` of the cells of all grids, row by row, without neighbours that
-    are less than another (``resize_feats`` of solo_head.py, ``forward`` and ``predict_by_feat`` of solov2_head.py)."""
+def branches(weights: Weights, settings: SoloSettings, pyramid: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Kernels ``[N, E, g, g]`` and scores ``[N, C, g, g]``, logits, of each grid (``resize_feats`` of
+    solo_head.py, ``forward`` of solov2_head.py)."""
     levels = list(pyramid)
     levels[0] = _resized(levels[0], levels[0].shape[2] // 2, levels[0].shape[3] // 2)
     levels[4] = _resized(levels[4], *levels[3].shape[2:])
@@ -109,12 +127,18 @@ def _cells(weights: Weights, settings: SoloSettings, pyramid: list[Tensor]) -> t
             kernel = _module(weights, settings, path, kernel)
         for path in weights.children(f"{HEAD}.cls_convs"):
             score = _module(weights, settings, path, score)
-        kernels.append(conv(weights, f"{HEAD}.conv_kernel", kernel).flatten(2).transpose(1, 2))
-        score = conv(weights, f"{HEAD}.conv_cls", score).sigmoid()
-        # A cell counts where no cell left, above, and left above of it has more.
-        most = F.max_pool2d(F.pad(score, (1, 0, 1, 0), value=-math.inf), 2, 1)
-        scores.append((score * (score == most)).flatten(2).transpose(1, 2))
-    return torch.cat(kernels, 1), torch.cat(scores, 1)
+        kernels.append(conv(weights, f"{HEAD}.conv_kernel", kernel))
+        scores.append(conv(weights, f"{HEAD}.conv_cls", score))
+    return kernels, scores
+
+
+def _peaks(scores: list[Tensor]) -> list[Tensor]:
+    """Scores ``[C, g, g]`` of grids, 0 where the cell left, above, or left above has more (``predict_by_feat``)."""
+    found = []
+    for score in scores:
+        most = F.max_pool2d(F.pad(score[None], (1, 0, 1, 0), value=-math.inf), 2, 1)[0]
+        found.append(score * (score == most))
+    return found
 
 
 def _instances(

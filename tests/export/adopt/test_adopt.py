@@ -20,7 +20,7 @@ from wnlb.calibration.comparison.compare import taps_of
 from wnlb.calibration.precision.convert import Converter, Int8Choice, save_checked
 from wnlb.calibration.precision.groups import groups_of
 from wnlb.export.adopt.adopt_onnx import adopt_onnx
-from wnlb.export.adopt.body import static_body
+from wnlb.export.adopt.families.body import static_body
 from wnlb.export.adopt.recognise import recognised
 from wnlb.export.onnx_file.attention_pieces import cut_attention
 from wnlb.export.onnx_file.fuse import PLUGIN_OP, fuse_attention

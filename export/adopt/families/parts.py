@@ -3,17 +3,16 @@
 By these names the other commands know groups for INT8, stages for profiles, and blocks. The parts follow from how the
 graph is wired, not from how its tool called the nodes:
 
-- the backbone is what lies before the first upsampling, ``body``, by the size of its maps: ``body.layer1`` has a
-  quarter of the input's sides, ``body.layer2`` an eighth, and so on;
-- the neck, ``fpn``, is the rest up to the last map of each size that three convolutions or more read;
-- behind these maps lie the heads: what ends in the prototypes is ``detect.mask``; of the others, the last convolutions
-  are ``detect.box_predictor``, those before ``detect.box_head``, and all behind ``detect.decode``;
+- the backbone is ``body``, by the size of its maps: ``body.layer1`` has a quarter of the input's sides, ``body.layer2``
+  an eighth, and so on;
+- where it ends, what the neck, ``fpn``, is and what the heads are, each family says;
 - a weighted non-local block is ``body.layer2.wnlb``, or ``fpn.output.p3`` in the neck, with the layers of its paper.
 """
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ import onnx
 
 from wnlb.export.onnx_file.attention_nodes import AttentionNodes, Wiring, attentions
 
-_HEADS = 3  # convolutions or more that read a map which the heads start from
 Nodes = dict[str, onnx.NodeProto]  # by their first output
 
 
@@ -40,14 +38,9 @@ class Block:
     w: None = None  # folded into the file's constants
 
 
-def name_by_part(model: onnx.ModelProto, prototypes: str) -> list[Block]:
-    """Name all nodes, and what they make, in place; constants become ``network.NAME``. The blocks that were found.
-
-    Args:
-        model: a static graph.
-        prototypes: the output that masks are made of.
-    """
-    network = _Network(model, prototypes)
+def name_by_part(network: Network) -> list[Block]:
+    """Name all nodes, and what they make, in place; constants become ``network.NAME``. The blocks that were found."""
+    model = network.model
     scopes, blocks = network.scopes()
     used: Counter[str] = Counter()
     fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
@@ -67,38 +60,33 @@ def name_by_part(model: onnx.ModelProto, prototypes: str) -> list[Block]:
     return blocks
 
 
-class _Network:
-    """The nodes of a graph, and which part each belongs to."""
+class Network(ABC):
+    """The nodes of a static graph, and which part each belongs to."""
 
-    def __init__(self, model: onnx.ModelProto, prototypes: str) -> None:
-        self.wiring = Wiring(model)
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model, self.wiring = model, Wiring(model)
         self.nodes: Nodes = {node.output[0]: node for node in model.graph.node}
-        self.model, self.prototypes = model, prototypes
         self.sides = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]]
         self._strides: dict[str, int] = {model.graph.input[0].name: 1}
+        for node in model.graph.node:
+            self._note_stride(node)
+
+    @abstractmethod
+    def neck_and_heads(self) -> tuple[set[str], dict[str, str]]:
+        """Nodes of the neck, and heads to their parts, by their first outputs; all others are of the backbone."""
 
     def scopes(self) -> tuple[dict[str, str], list[Block]]:
         """Scope of each node, by its first output, and the blocks."""
-        for node in self.model.graph.node:
-            self._note_stride(node)
-        resized = self._behind([node for node in self.nodes.values() if node.op_type in ("Resize", "Upsample")])
-        ends = self._ends(resized)
-        before_ends = self._before([self.nodes[end] for end in ends])
-        heads = self._behind([r for end in ends for r in self.wiring.readers.get(end, [])]) - before_ends
-        masks = heads & self._before([self.wiring.makers[self.prototypes]])
+        neck, heads = self.neck_and_heads()
         parts = {}
         for output, node in self.nodes.items():
-            if output in masks:
-                part = "detect.mask"
-            elif output in heads:
-                part = self._head(node, heads)
-            else:
-                level = self._level(node)
-                part = "fpn" if output in resized else f"body.layer{level}" if level else "body.stem"
+            level = self._level(node)
+            body = f"body.layer{level}" if level else "body.stem"
+            part = heads.get(output, "fpn" if output in neck else body)
             parts[output] = f"{part}.{_plain(node)}" if _plain(node) else part
         blocks: list[Block] = []
         for attention in attentions(self.model, self.wiring):
-            block, own = self._block(attention, resized, {block.scope for block in blocks})
+            block, own = self._block(attention, neck, {block.scope for block in blocks})
             blocks.append(block)
             parts |= own
         return parts, blocks
@@ -119,39 +107,14 @@ class _Network:
         """1 for a quarter of the input's sides, 4 for a thirty-second and less; 0 for more."""
         return min(max(self._strides[node.output[0]].bit_length() - 2, 0), 4)
 
-    def _ends(self, resized: set[str]) -> list[str]:
-        """The last map of each size, behind an upsampling, that several convolutions read."""
-        forks = [
-            output
-            for output in self.nodes
-            if output in resized
-            and sum(reader.op_type == "Conv" for reader in self.wiring.readers.get(output, [])) >= _HEADS
-        ]
-        behind = {fork: self._behind(self.wiring.readers[fork]) for fork in forks}
-        return [
-            fork
-            for fork in forks
-            if not any(self._strides[fork] == self._strides[other] and other in behind[fork] for other in forks)
-        ]
-
-    def _head(self, node: onnx.NodeProto, heads: set[str]) -> str:
-        """Of a node behind ``_ends`` that is not of the masks; ``heads`` are all that are there."""
-        before = self._walk([node], lambda one: [own for own in self._made_from(one) if own.output[0] in heads])
-        decoded = any(map(_is_reshape, before))
-        ahead = self._walk(self._read_by(node), self._read_by, _is_reshape)
-        convolves = any(reader.op_type == "Conv" for reader in ahead)
-        if decoded or (node.op_type != "Conv" and not convolves):
-            return "detect.decode"
-        return "detect.box_head" if convolves else "detect.box_predictor"
-
-    def _block(self, attention: AttentionNodes, resized: set[str], known: set[str]) -> tuple[Block, dict[str, str]]:
+    def _block(self, attention: AttentionNodes, neck: set[str], known: set[str]) -> tuple[Block, dict[str, str]]:
         """A block, and the scopes of its nodes."""
         wiring = self.wiring
         made = [self._projection(name) for name in attention.inputs]
         query = made[0][-1]
         source = query.input[0]
-        level, neck = self._level(query), query.output[0] in resized
-        base = f"fpn.output.p{level + 1}" if neck else f"body.layer{level}.wnlb"
+        level, in_neck = self._level(query), query.output[0] in neck
+        base = f"fpn.output.p{level + 1}" if in_neck else f"body.layer{level}.wnlb"
         scope = next(name for n in range(1, 99) if (name := base if n == 1 else f"{base}_{n}") not in known)
         own = {node.output[0]: scope for node in attention.nodes}
         for layer, nodes in zip(("theta", "phi", "g"), made, strict=True):
@@ -170,7 +133,7 @@ class _Network:
                 if maker is not None and maker.op_type == "Mul" and source in maker.input:
                     own[name] = scope
         shape = wiring.shapes[source]
-        level_name = f"{'p' if neck else 'c'}{level + 1}"
+        level_name = f"{'p' if in_neck else 'c'}{level + 1}"
         suffix = scope.removeprefix(base).replace("_", ".")
         mode = "embedded" if query.op_type == "Conv" else "gaussian"
         channels, height, width, inner = (dim or 0 for dim in (*shape[1:4], wiring.shapes[attention.inputs[2]][1]))
@@ -182,19 +145,19 @@ class _Network:
         conv = self.wiring.makers.get(reshape.input[0])
         return [reshape, conv] if conv is not None and conv.op_type == "Conv" else [reshape]
 
-    def _read_by(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    def read_by(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         return [reader for output in node.output for reader in self.wiring.readers.get(output, [])]
 
-    def _made_from(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    def made_from(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         return [self.wiring.makers[name] for name in node.input if name in self.wiring.makers]
 
-    def _behind(self, nodes: Iterable[onnx.NodeProto]) -> set[str]:
-        return {node.output[0] for node in self._walk(nodes, self._read_by)}
+    def behind(self, nodes: Iterable[onnx.NodeProto]) -> set[str]:
+        return {node.output[0] for node in self.walk(nodes, self.read_by)}
 
-    def _before(self, nodes: Iterable[onnx.NodeProto]) -> set[str]:
-        return {node.output[0] for node in self._walk(nodes, self._made_from)}
+    def before(self, nodes: Iterable[onnx.NodeProto]) -> set[str]:
+        return {node.output[0] for node in self.walk(nodes, self.made_from)}
 
-    def _walk(
+    def walk(
         self,
         start: Iterable[onnx.NodeProto],
         step: Callable[[onnx.NodeProto], list[onnx.NodeProto]],
@@ -210,10 +173,6 @@ class _Network:
                 if not last(node):
                     left += step(node)
         return list(found.values())
-
-
-def _is_reshape(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Reshape"
 
 
 def _plain(node: onnx.NodeProto) -> str:

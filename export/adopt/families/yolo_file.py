@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
+from wnlb.export.adopt.families.foreign import ForeignFile
+from wnlb.export.adopt.families.parts import Block, name_by_part
+from wnlb.export.adopt.families.solov2_heads import EXPECTED
+from wnlb.export.adopt.families.yolo_parts import YoloNetwork
 from wnlb.export.graph.yolo import PADDING, YoloCounts, YoloInput, YoloOutput
 from wnlb.export.options import ExportOptions
 from wnlb.export.references.yolo import YoloSettings, yolo_detections, yolo_input
@@ -25,29 +30,19 @@ SCORE_THRESHOLD, NMS_THRESHOLD, DETECTIONS = 0.25, 0.7, 300
 _STRIDES = (8, 16, 32)  # of the maps that anchors stand on, px
 _EXPECTED = (
     "expected a YOLO-seg file of ultralytics: one input, float32 [N, 3, H, W], and two outputs, predictions "
-    "[N, 4 + classes + M, anchors] and prototypes [N, M, H/4, W/4]"
+    f"[N, 4 + classes + M, anchors] and prototypes [N, M, H/4, W/4]; or {EXPECTED}"
 )
 
 
 @dataclass(frozen=True)
-class YoloFile:
-    """A YOLOv8-seg or YOLO11-seg file.
+class YoloFile(ForeignFile):
+    """A YOLOv8-seg or YOLO11-seg file; see ``ForeignFile``.
 
     Attributes:
-        model: as it was read.
         class_names: from its metadata, or ``class 1`` ...
-        height, width: of its input, px; where they are open, those that it was exported with, or None.
-        fixed_size: whether they are not open.
-        batch: images of a run; None where that is open.
         told: what its metadata say, by name.
     """
 
-    model: onnx.ModelProto
-    class_names: tuple[str, ...]
-    height: int | None
-    width: int | None
-    fixed_size: bool
-    batch: int | None
     told: dict[str, Any]
     framework = ULTRALYTICS.framework
 
@@ -59,18 +54,15 @@ class YoloFile:
 
     @property
     def title(self) -> str:
-        """One line for people."""
         kind = str(self.told.get("description", "YOLO-seg file")).strip()
         version = f" (ultralytics {self.told['version']})" if "version" in self.told else ""
         return f"{kind}{version}, {len(self.class_names)} classes"
 
     @property
     def licence(self) -> str:
-        """What the file says of its licence; empty where it says nothing."""
         return str(self.told.get("license", ""))
 
     def entries(self, options: ExportOptions) -> dict[str, Any]:
-        """Of the contract, what this family has."""
         return {
             "framework": self.framework,
             "detections": options.detections or DETECTIONS,
@@ -78,6 +70,7 @@ class YoloFile:
             "nms_threshold": NMS_THRESHOLD if options.nms_threshold is None else options.nms_threshold,
             "nms_rounds": options.nms_rounds,
             "resize": options.resize or "fit",
+            "interpolation": options.interpolation or "bilinear",
             "padding": "centre",
             "pad_rgb": (PADDING,) * 3,
             "mean": (0.0, 0.0, 0.0),
@@ -85,11 +78,9 @@ class YoloFile:
         }
 
     def input_graph(self, height: int, width: int) -> nn.Module:
-        """From ``image`` and ``content`` to the input of the network."""
         return YoloInput(height, width)
 
     def output_graph(self, options: ExportOptions) -> YoloOutput:
-        """From the outputs of the network, in the order of ``outputs``, and ``content`` to those of the contract."""
         entries = self.entries(options)
         counts = {name: entries[name] for name in ("detections", "score_threshold", "nms_threshold", "nms_rounds")}
         masks = options.masks != "none"
@@ -97,21 +88,25 @@ class YoloFile:
             YoloCounts(len(self.class_names), options.candidates, target=options.target, masks=masks, **counts)
         )
 
+    def name_parts(self, body: onnx.ModelProto) -> list[Block]:
+        return name_by_part(YoloNetwork(body, self.outputs[1]))
+
     def reference_input(self, image: NDArray[np.uint8], content: NDArray[np.int32]) -> NDArray[np.float32]:
-        """What the original file is given, of ``image [N, H, W, 3]`` and ``content [N, 2]``."""
         return yolo_input(image, content)
 
+    def given(self, outputs: Mapping[str, NDArray]) -> tuple[NDArray, ...]:
+        return tuple(outputs[name] for name in self.outputs)
+
     def reference(
-        self,
-        predictions: NDArray[np.float32],
-        prototypes: NDArray[np.float32],
-        score_threshold: float,
-        options: ExportOptions,
+        self, outputs: Sequence[NDArray], content: tuple[int, int], threshold: float, options: ExportOptions
     ) -> dict[str, NDArray]:
-        """Detections of what the original gave for one image, by a reference that shares no code with the graph."""
         entries = self.entries(options)
-        settings = YoloSettings(len(self.class_names), score_threshold, entries["nms_threshold"], entries["detections"])
+        settings = YoloSettings(len(self.class_names), threshold, entries["nms_threshold"], entries["detections"])
+        predictions, prototypes = outputs
         return yolo_detections(predictions, prototypes, settings)
+
+    def least_score(self, threshold: float, options: ExportOptions) -> float:
+        return threshold
 
 
 def read_yolo(model: onnx.ModelProto, path: Path, class_names: tuple[str, ...] = ()) -> YoloFile:
