@@ -106,6 +106,8 @@ def open_session(path: Path | str, *, device: str = "auto", threads: int = 0, pr
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     flush_in_session(options)
+    # One block for all tensors of a run, planned ahead: 160 MiB more at the peak of a ResNet-50, and no faster.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     if profile_prefix:
         options.enable_profiling, options.profile_file_prefix = True, profile_prefix
