@@ -20,7 +20,7 @@ class PlaneRoIAlign(nn.Module):
 
     P2 is a plane of its own. P3, P4 and P5 share a second one of its size, each with its last row and column repeated
     behind it, for there ``roi_align`` clamps. So all RoIs are rows of one node, in the order of the boxes: with a node
-    for each level, the pooled squares, 50 MB, were copied once more by one thread.
+    for each level, the pooled squares, 50 MB, were copied once more.
 
     Points behind P2 count as zero, as in ``roi_align``. On the coarser levels there are none: only a box thinner than a
     pixel has them, and there it would be 196 times as long as wide, in a frame of more than 1568 px.
