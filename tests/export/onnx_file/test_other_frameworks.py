@@ -206,7 +206,7 @@ def test_what_nothing_tells_is_asked_for(
 
 
 def test_settings_for_another_framework_are_refused(files: dict[str, Path], small_checkpoint_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="unknown entries detail"):
+    with pytest.raises(CheckpointError, match="setting 'detail' is not known; expected num_classes"):
         read(files["mmdetection"], detail=1)
     with pytest.raises(CheckpointError, match="--config is for mmdetection and detectron2"):
         read_checkpoint(small_checkpoint_path, trained_with=Path("config.py"))
