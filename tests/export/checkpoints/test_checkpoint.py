@@ -217,7 +217,10 @@ BROKEN: dict[str, tuple[Callable[[State], object], str]] = {
         "mixes blocks of the modes embedded, gaussian",
     ),
     "wrong settings": (lambda s: {"model": s, "wnlb.config": "{"}, "is not a JSON object"),
-    "unknown settings": (lambda s: {"model": s, "wnlb.config": '{"depth": 3}'}, "setting 'depth' is not known; expected num_classes"),
+    "unknown settings": (
+        lambda s: {"model": s, "wnlb.config": '{"depth": 3}'},
+        "setting 'depth' is not known; expected num_classes",
+    ),
 }
 
 
